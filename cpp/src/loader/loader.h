@@ -1,0 +1,26 @@
+// Reads a Hugging Face model directory: config.json into a ModelSpec, safetensors into Weights.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "model/model_spec.h"
+#include "model/weights.h"
+#include "ops/ops.h"
+
+namespace treadle::loader {
+
+/// Reads and checks config.json and generation_config.json. Throws Error: kNotFound for a missing
+/// directory or file, kInvalidModel for damage, kUnsupported for an unknown architecture or a field
+/// that would change results and is not implemented; the message names file, field and value.
+model::ModelSpec read_spec(const std::string& directory);
+
+/// Maps the directory's safetensors, checks every tensor against the spec before any is used, and
+/// hands them to the backend. `progress(done, total)` in bytes, may be empty. spec.weight_dtype is
+/// only what config.json declares; each tensor's own dtype counts.
+model::Weights load_weights(const std::string& directory, const model::ModelSpec& spec,
+                            const ops::Ops& ops,
+                            const std::function<void(int64_t, int64_t)>& progress);
+
+}  // namespace treadle::loader

@@ -1,0 +1,161 @@
+// The seam between the model and the hardware: a table of functions, chosen once at load.
+//
+// Every operation takes a plain parameter struct; each pointer's shape is in its comment, row-major,
+// dense unless a stride is named. Pointers are borrowed and live in the backend's memory (alloc).
+// Activations have the backend's activation type (Ops::act_dtype: float32 on the CPU). Operations
+// are ordered by their stream; results may be read after synchronize(). A failing device throws
+// treadle::Error(kDevice); nothing else is thrown.
+//
+// Batch invariance: a token's result does not depend on the other tokens of the batch, nor on how a
+// prompt was cut into chunks. Reductions run in an order that depends on the token's own position
+// alone, so on the CPU results are bit-identical.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "ops/sample_params.h"
+#include "ops/types.h"
+
+namespace treadle::ops {
+
+/// Rows of the embedding table, or of the output head itself when the two are tied.
+struct EmbedParams {
+  const int32_t* ids = nullptr;        // [T]
+  const void* table = nullptr;         // [V][H] of table_dtype, or null
+  const LinearWeight* tied = nullptr;  // head weight (N = V, K = H), used when table is null
+  DType table_dtype = DType::kF32;
+  void* out = nullptr;           // [T][H]
+  int32_t num_tokens = 0;
+  int32_t hidden = 0;
+};
+
+/// residual += x (when x is given); out = residual / sqrt(mean(residual^2) + eps) * weight.
+struct RmsNormParams {
+  void* residual = nullptr;       // [T][H] updated in place when x is given
+  const void* x = nullptr;        // [T][H] or null
+  const float* weight = nullptr;  // [H]
+  void* out = nullptr;            // [T][H]
+  float eps = 1e-6F;
+  int32_t num_tokens = 0;
+  int32_t hidden = 0;
+};
+
+/// y = x W^T + bias. With silu_mul the weight holds gate and up stacked ([2 * I][K]) and
+/// y[t][i] = silu(gate_i) * up_i has I columns.
+struct LinearParams {
+  const void* x = nullptr;  // [T][K]
+  const LinearWeight* weight = nullptr;
+  void* y = nullptr;  // [T][N], or [T][N / 2] with silu_mul
+  int32_t num_tokens = 0;
+  bool silu_mul = false;
+};
+
+/// Angles of rotary embedding for each token: cos_sin[t][i] = (cos, sin)(position * inv_freq_i).
+/// Dynamic NTK (see model/rope.h): inv_freq depends on rope_len[t], the length its base is for.
+struct RopeParams {
+  const int32_t* positions = nullptr;  // [T]
+  const int32_t* rope_len = nullptr;   // [T] or null when the base is fixed
+  const float* inv_freq = nullptr;     // [rotary_dim / 2] used while rope_len <= original_len
+  float* cos_sin = nullptr;            // [T][rotary_dim / 2][2]
+  int32_t num_tokens = 0;
+  int32_t rotary_dim = 0;
+  float attention_factor = 1.0F;  // multiplies cos and sin (yarn)
+  // Dynamic NTK: base' = base * (factor * len / original_len - (factor - 1))^(d / (d - 2))
+  double dynamic_base = 0.0;  // 0 = fixed
+  double dynamic_factor = 1.0;
+  int32_t original_len = 0;
+};
+
+/// Splits the fused projection, applies qk-norm, RoPE (rotate-half pairs i, i + d/2) and logn
+/// scaling, writes K and V to the pool at each token's position, and Q to q_out.
+struct QkvParams {
+  const void* qkv = nullptr;  // [T][(heads + 2 * kv_heads) * head_dim]: Q, then K, then V
+  void* q_out = nullptr;      // [T][heads][head_dim]
+  const float* q_norm = nullptr;   // [head_dim] RMS norm per head (qwen3), or null
+  const float* k_norm = nullptr;   // [head_dim]
+  const float* cos_sin = nullptr;  // [T][rotary_dim / 2][2]
+  int32_t rotary_dim = 0;
+  float norm_eps = 1e-6F;
+  int32_t logn_len = 0;  // > 0: Q at position p is scaled by max(1, log(p + 1) / log(logn_len))
+  int32_t heads = 0;
+  int32_t kv_heads = 0;
+  int32_t head_dim = 0;
+  int32_t layer = 0;
+  KvPool kv;
+  SequenceBatch batch;
+};
+
+/// Causal attention over the pool, both parts of the batch: a query at position p sees keys
+/// max(0, p - window + 1) .. p (window 0 = all). Grouped heads: query head h reads h / (H / KVH).
+struct AttentionParams {
+  const void* q = nullptr;  // [T][heads][head_dim]
+  void* out = nullptr;      // [T][heads][head_dim]
+  float scale = 1.0F;       // of q . k before the softmax
+  int32_t window = 0;
+  int32_t heads = 0;
+  int32_t kv_heads = 0;
+  int32_t head_dim = 0;
+  int32_t layer = 0;
+  KvPool kv;
+  SequenceBatch batch;
+};
+
+/// out[r] = in[rows[r]]: the tokens whose logits are wanted.
+struct GatherParams {
+  const void* in = nullptr;       // [T][H]
+  const int32_t* rows = nullptr;  // [R]
+  void* out = nullptr;            // [R][H]
+  int32_t num_rows = 0;
+  int32_t hidden = 0;
+};
+
+/// dst block = src block, all layers.
+struct CopyBlockParams {
+  KvPool kv;
+  int32_t src = 0;
+  int32_t dst = 0;
+};
+
+/// A backend: memory, weights and operations. `self` is passed to every function.
+struct Ops {
+  const char* name = "";  // "cpu", "cuda:0"
+  DType act_dtype = DType::kF32;
+  void* self = nullptr;
+
+  // Memory. alloc returns zeroed memory aligned to 64 bytes or throws Error(kOutOfMemory).
+  void* (*alloc)(void* self, size_t bytes) = nullptr;
+  void (*release)(void* self, void* ptr) = nullptr;
+  size_t (*free_memory)(void* self) = nullptr;  // bytes that can still be allocated
+  void (*upload)(void* self, void* dst, const void* host, size_t bytes, Stream) = nullptr;
+  void (*download)(void* self, void* host, const void* src, size_t bytes, Stream) = nullptr;
+  void (*synchronize)(void* self, Stream) = nullptr;
+
+  /// Stacks the pieces into one weight of in_features columns in the backend's layout. `bias`: [N]
+  /// host floats or null. All pieces have one dtype. `silu_mul`: the pieces are gate and up, and the
+  /// weight will be used with LinearParams::silu_mul, so the backend may interleave them.
+  LinearWeight (*make_linear)(void* self, const WeightPiece* pieces, int32_t count,
+                              int64_t in_features, const float* bias, bool silu_mul) = nullptr;
+  void (*release_linear)(void* self, LinearWeight* weight) = nullptr;
+
+  void (*embed)(void* self, const EmbedParams&, Stream) = nullptr;
+  void (*rms_norm)(void* self, const RmsNormParams&, Stream) = nullptr;
+  void (*linear)(void* self, const LinearParams&, Stream) = nullptr;
+  void (*rope)(void* self, const RopeParams&, Stream) = nullptr;
+  void (*qkv)(void* self, const QkvParams&, Stream) = nullptr;
+  void (*attention)(void* self, const AttentionParams&, Stream) = nullptr;
+  void (*gather)(void* self, const GatherParams&, Stream) = nullptr;
+  void (*copy_block)(void* self, const CopyBlockParams&, Stream) = nullptr;
+  void (*sample)(void* self, const SampleParams&, Stream) = nullptr;
+
+  void (*destroy)(void* self) = nullptr;
+};
+
+/// The portable backend with `num_threads` threads, the caller's included (0 = the cores this
+/// process may run on). Release with ops.destroy(ops.self).
+Ops cpu_ops(int32_t num_threads);
+
+/// Threads the CPU backend really uses.
+int32_t cpu_num_threads(const Ops& ops);
+
+}  // namespace treadle::ops

@@ -1,0 +1,61 @@
+// Parameters of the sampling operation: one row per token to choose.
+//
+// A row's logits go through, in this order: logit_bias, repetition, presence and frequency
+// penalties, barred tokens (-inf); logprobs are taken here (log_softmax); then temperature, top-k,
+// top-p, min-p, and a draw. temperature == 0 or top_k == 1 takes the largest logit, the lowest id
+// on a tie. The draw uses Philox4x32-10 keyed by (seed, stream) at counter = position, so it
+// depends on nothing but the request itself.
+#pragma once
+
+#include <cstdint>
+
+namespace treadle::ops {
+
+struct LogitBias {
+  int32_t token = 0;
+  float bias = 0.0F;  // -infinity bars the token
+};
+
+struct TopLogprob {
+  int32_t token = 0;
+  float logprob = 0.0F;
+};
+
+constexpr int32_t kMaxTopLogprobs = 64;
+
+struct SampleRow {
+  float temperature = 1.0F;
+  int32_t top_k = 0;  // 0 = all
+  float top_p = 1.0F;
+  float min_p = 0.0F;
+  float repetition_penalty = 1.0F;
+  float presence_penalty = 0.0F;
+  float frequency_penalty = 0.0F;
+  uint64_t seed = 0;
+  uint32_t stream = 0;    // continuation index
+  uint32_t position = 0;  // tokens generated before this one
+
+  const int32_t* history = nullptr;  // [history_len] prompt, then output; repetition penalty
+  int32_t history_len = 0;
+  int32_t output_begin = 0;  // history[output_begin..] was generated; presence and frequency penalty
+
+  const LogitBias* bias = nullptr;  // [bias_count]
+  int32_t bias_count = 0;
+  const int32_t* barred = nullptr;  // [barred_count] tokens that must not be chosen
+  int32_t barred_count = 0;
+
+  int32_t num_logprobs = -1;  // -1 none, 0 the chosen one, n also the top n (<= kMaxTopLogprobs)
+  int32_t forced_token = -1;  // >= 0: this token is "chosen" (logprobs of a prompt token); raw logits
+};
+
+struct SampleParams {
+  float* logits = nullptr;          // [R][vocab], may be overwritten
+  const SampleRow* rows = nullptr;  // [R]
+  int32_t num_rows = 0;
+  int32_t vocab = 0;
+  int32_t* tokens = nullptr;      // [R] chosen; -1 when the row has no finite logit (NaN, all barred)
+  float* logprobs = nullptr;      // [R] of the chosen token, where asked for
+  TopLogprob* top = nullptr;      // [R][kMaxTopLogprobs], where asked for, best first
+};
+
+}  // namespace treadle::ops

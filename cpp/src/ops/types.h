@@ -1,0 +1,92 @@
+// Types that the seam's parameter structs are made of. Plain data; nothing here owns memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace treadle::ops {
+
+enum class DType : uint8_t { kF32, kF16, kBF16, kI32, kI8, kU8 };
+
+constexpr size_t dtype_size(DType t) {
+  switch (t) {
+    case DType::kF32:
+    case DType::kI32:
+      return 4;
+    case DType::kF16:
+    case DType::kBF16:
+      return 2;
+    case DType::kI8:
+    case DType::kU8:
+      return 1;
+  }
+  return 0;
+}
+
+/// "float32", "float16", "bfloat16", "int32", "int8" or "uint8".
+const char* dtype_name(DType t) noexcept;
+
+/// Order in which work is done; null = the device's only one. The CPU runs everything at once.
+struct Stream {
+  void* handle = nullptr;
+};
+
+/// Rows [row, row + rows) of a matrix as a checkpoint stores it: row-major [*, in_features].
+/// A fused weight (QKV, gate and up) is a list of such pieces, stacked in order.
+struct WeightPiece {
+  const void* data = nullptr;  // host memory (usually a mapped file): first element of the piece
+  DType dtype = DType::kF32;   // kF32, kF16 or kBF16
+  int64_t rows = 0;            // output features of this piece
+};
+
+enum class WeightFormat : uint8_t { kDense };  // int4 groups, fp8 and GGUF types will be added here
+
+/// A linear layer's weight in the form the backend computes with. Made by Ops::make_linear.
+struct LinearWeight {
+  WeightFormat format = WeightFormat::kDense;
+  DType dtype = DType::kF32;    // of the stored elements
+  int64_t in_features = 0;      // K
+  int64_t out_features = 0;     // N
+  void* data = nullptr;         // backend's own layout, made by make_linear
+  const float* bias = nullptr;  // [N] in device memory, or null
+};
+
+/// Tokens in a KV block. One block holds all layers of these tokens.
+constexpr int32_t kBlockTokens = 64;
+
+/// The KV pool: blocks[num_blocks][num_layers][2 (K, V)][kv_heads][64 * head_dim].
+/// K and V of one (block, layer, head) are 64 x head_dim elements in an order that is the backend's
+/// own: the rest of the engine only ever copies whole blocks. The CPU keeps K as [head_dim][64], so
+/// that scores of 64 keys are computed without a transpose, and V as [64][head_dim].
+struct KvPool {
+  void* base = nullptr;
+  DType dtype = DType::kF16;
+  int32_t num_blocks = 0;
+  int32_t num_layers = 0;
+  int32_t kv_heads = 0;
+  int32_t head_dim = 0;
+
+  constexpr size_t head_elems() const { return size_t{kBlockTokens} * head_dim; }
+  constexpr size_t layer_elems() const { return 2 * size_t(kv_heads) * head_elems(); }
+  constexpr size_t block_elems() const { return size_t(num_layers) * layer_elems(); }
+  constexpr size_t block_bytes() const { return block_elems() * dtype_size(dtype); }
+};
+
+/// The sequences of one step. The flat token batch is [decode tokens | prompt chunks]: sequences
+/// 0..num_decode-1 bring one token each, the others query_len[s] >= 1.
+/// All arrays live where the backend computes. T tokens, S sequences.
+struct SequenceBatch {
+  int32_t num_tokens = 0;     // T
+  int32_t num_sequences = 0;  // S
+  int32_t num_decode = 0;     // the first of them are single decode tokens
+  int32_t max_query_len = 0;
+  int32_t max_context_len = 0;
+  const int32_t* query_begin = nullptr;   // [S + 1] first token of each sequence; [S] = T
+  const int32_t* context_len = nullptr;   // [S] keys of the sequence once this step's are written
+  const int32_t* block_tables = nullptr;  // [S][block_table_stride] block ids
+  int32_t block_table_stride = 0;
+  const int32_t* token_sequence = nullptr;  // [T] which sequence
+  const int32_t* positions = nullptr;       // [T] position in the sequence, from 0
+};
+
+}  // namespace treadle::ops
