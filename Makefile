@@ -1,0 +1,96 @@
+# `make demo` and `make test` need Python >= 3.10 with venv and a C++20 compiler. Whatever else they
+# use, CMake and ninja included, is installed into .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+
+BIN := $(abspath $(VENV))/bin
+PRESET ?= release
+PACKAGE_FILES := pyproject.toml CMakeLists.txt README.md \
+	$(shell find cmake cpp cuda python third_party -type f ! -path '*/__pycache__/*' ! -name '.*')
+
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
+# CMake and ninja of the virtual environment come first; its Python is the one CMake finds.
+export PATH := $(BIN):$(PATH)
+export VIRTUAL_ENV := $(abspath $(VENV))
+
+.PHONY: demo install test test-cpp test-python test-install lint format typecheck asan tsan tidy \
+	clean distclean help
+
+help:
+	@echo "make demo     install into $(VENV) and run a chat with the bundled model"
+	@echo "make test     install what the tests need, then run all of them"
+	@echo "make lint     formatting, ruff, include directions"
+	@echo "make typecheck  mypy --strict"
+	@echo "make asan     C++ tests under the address and undefined behaviour sanitizers"
+	@echo "make tsan     C++ tests under the thread sanitizer"
+	@echo "make tidy     clang-tidy over the library"
+	@echo "make format   rewrite sources in the project's style"
+	@echo "make clean    remove build outputs (distclean: $(VENV) too)"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Treadle needs Python >= 3.10")'
+	$(PYTHON) -m venv $(VENV)
+
+# What builds the package and the C++ tests.
+$(VENV)/.build-tools: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --upgrade 'pip>=23'
+	$(BIN)/pip install --quiet 'cmake>=3.25' ninja 'scikit-build-core>=0.10' 'pybind11>=2.12' \
+		'nlohmann-json>=3.11'
+	@touch $@
+
+# With build isolation every install would compile everything again.
+$(VENV)/.installed: $(VENV)/.build-tools $(PACKAGE_FILES)
+	$(BIN)/pip install --no-build-isolation -C build-dir=build/python .
+	@touch $@
+
+$(VENV)/.test-tools: pyproject.toml tools/extra.py $(VENV)/.build-tools
+	$(BIN)/python tools/extra.py test | $(BIN)/pip install --quiet -r /dev/stdin
+	@touch $@
+
+$(VENV)/.dev-tools: pyproject.toml tools/extra.py $(VENV)/.build-tools
+	$(BIN)/python tools/extra.py dev | $(BIN)/pip install --quiet -r /dev/stdin
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	@$(BIN)/python examples/python/demo.py
+
+test: test-cpp test-python test-install
+
+test-cpp: $(VENV)/.build-tools
+	cmake --preset $(PRESET)
+	cmake --build --preset $(PRESET)
+	ctest --preset $(PRESET) -j $(JOBS)
+
+test-python: $(VENV)/.installed $(VENV)/.test-tools
+	$(BIN)/python -m pytest -m 'not install'
+
+test-install: $(VENV)/.installed $(VENV)/.test-tools
+	$(BIN)/python -m pytest -m install
+
+lint: $(VENV)/.dev-tools
+	ruff check .
+	ruff format --check .
+	git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format --dry-run -Werror
+	python tools/check_includes.py
+
+format: $(VENV)/.dev-tools
+	ruff check --fix .
+	ruff format .
+	git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format -i
+
+typecheck: $(VENV)/.dev-tools
+	mypy
+
+asan tsan tidy: $(VENV)/.build-tools $(VENV)/.dev-tools
+	cmake --workflow --preset $@
+
+clean:
+	rm -rf build dist $(VENV)/.installed
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
