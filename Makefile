@@ -7,6 +7,8 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
 BIN := $(abspath $(VENV))/bin
 PRESET ?= release
+# With build isolation every install would compile everything again.
+INSTALL := $(BIN)/pip install --quiet --no-build-isolation -C build-dir=build/python
 PACKAGE_FILES := pyproject.toml CMakeLists.txt README.md \
 	$(shell find cmake cpp cuda python third_party -type f ! -path '*/__pycache__/*' ! -name '.*')
 
@@ -40,17 +42,16 @@ $(VENV)/.build-tools: pyproject.toml | $(BIN)/python
 		'nlohmann-json>=3.11'
 	@touch $@
 
-# With build isolation every install would compile everything again.
 $(VENV)/.installed: $(VENV)/.build-tools $(PACKAGE_FILES)
-	$(BIN)/pip install --no-build-isolation -C build-dir=build/python .
+	$(INSTALL) .
 	@touch $@
 
-$(VENV)/.test-tools: pyproject.toml tools/extra.py $(VENV)/.build-tools
-	$(BIN)/python tools/extra.py test | $(BIN)/pip install --quiet -r /dev/stdin
+$(VENV)/.test-tools: pyproject.toml | $(VENV)/.installed
+	$(INSTALL) '.[test]'
 	@touch $@
 
-$(VENV)/.dev-tools: pyproject.toml tools/extra.py $(VENV)/.build-tools
-	$(BIN)/python tools/extra.py dev | $(BIN)/pip install --quiet -r /dev/stdin
+$(VENV)/.dev-tools: pyproject.toml | $(VENV)/.installed
+	$(INSTALL) '.[dev]'
 	@touch $@
 
 install: $(VENV)/.installed
