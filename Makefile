@@ -17,7 +17,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export PATH := $(BIN):$(PATH)
 export VIRTUAL_ENV := $(abspath $(VENV))
 
-.PHONY: demo install test test-cpp test-python test-install lint format typecheck asan tsan tidy \
+.PHONY: demo install test test-cpp test-python test-install lint format typecheck asan tsan tidy fuzz \
 	clean distclean help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make asan     C++ tests under the address and undefined behaviour sanitizers"
 	@echo "make tsan     C++ tests under the thread sanitizer"
 	@echo "make tidy     clang-tidy over the library"
+	@echo "make fuzz     short runs of the fuzz targets (needs clang++)"
 	@echo "make format   rewrite sources in the project's style"
 	@echo "make clean    remove build outputs (distclean: $(VENV) too)"
 
@@ -59,7 +60,8 @@ install: $(VENV)/.installed
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/python/demo.py
 
-test: test-cpp test-python test-install
+# C++ first; the run ends with pytest's summary.
+test: test-cpp test-python
 
 test-cpp: $(VENV)/.build-tools
 	cmake --preset $(PRESET)
@@ -67,7 +69,7 @@ test-cpp: $(VENV)/.build-tools
 	ctest --preset $(PRESET) -j $(JOBS)
 
 test-python: $(VENV)/.installed $(VENV)/.test-tools
-	$(BIN)/python -m pytest -m 'not install'
+	$(BIN)/python -m pytest --junitxml=build/reports/pytest.xml
 
 test-install: $(VENV)/.installed $(VENV)/.test-tools
 	$(BIN)/python -m pytest -m install
@@ -86,7 +88,7 @@ format: $(VENV)/.dev-tools
 typecheck: $(VENV)/.dev-tools
 	mypy
 
-asan tsan tidy: $(VENV)/.build-tools $(VENV)/.dev-tools
+asan tsan tidy fuzz: $(VENV)/.build-tools $(VENV)/.dev-tools
 	cmake --workflow --preset $@
 
 clean:

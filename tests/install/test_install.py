@@ -1,6 +1,6 @@
 """The installed C++ library, used by programs outside the tree, and the wheel made from an sdist.
 
-The library is built in build/release (the `release` preset), where `make test` has built it already,
+The library is built in build/release (the `release` preset), where `make test` has built it before,
 and installed into a temporary prefix that is then moved: nothing may remember where it was.
 """
 
