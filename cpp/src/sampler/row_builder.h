@@ -16,7 +16,8 @@ namespace treadle::sampler {
 /// Barred for one step are:
 ///  - the last token of every bad word whose other tokens end the history (prompt included, as in
 ///    transformers); a bad word of one token always;
-///  - while fewer than min_new_tokens are generated: the model's end tokens (with ignore_eos too, as
+///  - while fewer than min_new_tokens are generated: the model's end tokens (with ignore_eos too,
+///  as
 ///    in vLLM), stop_token_ids, and the last token of every stop word whose other tokens end the
 ///    output (a stop word of one token always).
 class RowBuilder {
@@ -28,8 +29,8 @@ class RowBuilder {
 
   /// The row for the next token of continuation `index`. history = prompt and output so far, of
   /// which history[output_begin..] was generated. The row borrows from this object, from `history`
-  /// and from `scratch`, and holds until one of them changes. `scratch` belongs to the continuation;
-  /// it is reserved once, after which nothing allocates.
+  /// and from `scratch`, and holds until one of them changes. `scratch` belongs to the
+  /// continuation; it is reserved once, after which nothing allocates.
   ops::SampleRow build(std::span<const int32_t> history, int32_t output_begin, int32_t index,
                        std::vector<int32_t>& scratch) const;
 

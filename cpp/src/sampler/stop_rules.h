@@ -10,8 +10,8 @@
 
 namespace treadle::sampler {
 
-/// A request's stop conditions as an Aho-Corasick automaton over token ids (Aho and Corasick, 1975),
-/// built once and shared by its n continuations. Immutable.
+/// A request's stop conditions as an Aho-Corasick automaton over token ids (Aho and Corasick,
+/// 1975), built once and shared by its n continuations. Immutable.
 class StopTable {
  public:
   /// `params` has passed validate(). `eos_token_ids`: the model's own end tokens, not used with
