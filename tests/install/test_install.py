@@ -159,6 +159,21 @@ def test_shared_library(libdir: Path) -> None:
     assert [name for name in strong if not name.startswith("treadle::")] == []
 
 
+def test_vector_files_share_no_code(prefix: Path) -> None:
+    """A file built for AVX must not define what the linker may pick for the plain build as well.
+
+    An inline function or template instance that is not local to the file is a weak symbol: if the
+    AVX copy is the one that is kept, plain code runs it on processors that lack AVX.
+    """
+    objects = sorted((ROOT / "build" / "release").rglob("*_avx*.cc.o"))
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("x86-64 only")
+    assert objects
+    for path in objects:
+        symbols = run(need("nm"), "-C", "--defined-only", path).splitlines()
+        assert [s for s in symbols if len(s.split()) > 1 and s.split()[1] in "WVu"] == [], path
+
+
 def test_headers_stand_alone(prefix: Path) -> None:
     """Each public header compiles as the first include, with warnings as errors."""
     for header in sorted((prefix / "include" / "treadle").glob("*.h")):
