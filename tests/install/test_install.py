@@ -163,7 +163,8 @@ def test_vector_files_share_no_code(prefix: Path) -> None:
     """A file built for AVX must not define what the linker may pick for the plain build as well.
 
     An inline function or template instance that is not local to the file is a weak symbol: if the
-    AVX copy is the one that is kept, plain code runs it on processors that lack AVX.
+    AVX copy is the one that is kept, plain code runs it on processors that lack AVX. Templates over
+    the instruction set (Avx2, Avx512) are safe, as the name keeps them apart.
     """
     objects = sorted((ROOT / "build" / "release").rglob("*_avx*.cc.o"))
     if platform.machine() not in ("x86_64", "AMD64"):
@@ -171,7 +172,8 @@ def test_vector_files_share_no_code(prefix: Path) -> None:
     assert objects
     for path in objects:
         symbols = run(need("nm"), "-C", "--defined-only", path).splitlines()
-        assert [s for s in symbols if len(s.split()) > 1 and s.split()[1] in "WVu"] == [], path
+        weak = [s for s in symbols if len(s.split()) > 1 and s.split()[1] in "WVu"]
+        assert [s for s in weak if "Avx" not in s] == [], path
 
 
 def test_headers_stand_alone(prefix: Path) -> None:
