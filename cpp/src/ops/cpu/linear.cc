@@ -1,0 +1,183 @@
+// Linear layers: weights packed into panels once, and a layer cut into tasks for the threads.
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include <treadle/error.h>
+
+#include "ops/cpu/backend.h"
+
+namespace treadle::ops::cpu {
+namespace {
+
+int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+
+/// The rows of a weight, in the order of its panels' columns; null is padding.
+std::vector<const char*> rows_of(const WeightPiece* pieces, int32_t count, int64_t in_features) {
+  std::vector<const char*> rows;
+  for (int32_t i = 0; i < count; ++i) {
+    const char* data = static_cast<const char*>(pieces[i].data);
+    const size_t row_bytes = size_t(in_features) * dtype_size(pieces[i].dtype);
+    for (int64_t r = 0; r < pieces[i].rows; ++r) rows.push_back(data + size_t(r) * row_bytes);
+  }
+  return rows;
+}
+
+/// Source row of every panel column. With silu_mul, panels of gate and up alternate.
+std::vector<int64_t> column_order(int64_t out_features, bool silu_mul) {
+  std::vector<int64_t> order;
+  if (!silu_mul) {
+    for (int64_t c = 0; c < panels_of(out_features) * kPanel; ++c) {
+      order.push_back(c < out_features ? c : -1);
+    }
+    return order;
+  }
+  const int64_t half = out_features / 2;
+  for (int64_t panel = 0; panel < panels_of(half); ++panel) {
+    for (const int64_t first : {int64_t{0}, half}) {
+      for (int64_t c = panel * kPanel; c < (panel + 1) * kPanel; ++c) {
+        order.push_back(c < half ? first + c : -1);
+      }
+    }
+  }
+  return order;
+}
+
+/// panel[k][c] = rows[c][k]
+template <typename T>
+void pack_panel(const std::vector<const char*>& rows, const int64_t* columns, int64_t in_features,
+                T* panel) {
+  constexpr int64_t kStrip = 64;  // the part of the panel being written stays in the first cache
+  for (int64_t k = 0; k < in_features; k += kStrip) {
+    const int64_t end = std::min(k + kStrip, in_features);
+    for (int c = 0; c < kPanel; ++c) {
+      if (columns[c] < 0) continue;  // allocated zeroed
+      const T* row = reinterpret_cast<const T*>(rows[size_t(columns[c])]);
+      for (int64_t i = k; i < end; ++i) std::memcpy(&panel[i * kPanel + c], row + i, sizeof(T));
+    }
+  }
+}
+
+// Below this much work a layer is not worth handing out.
+constexpr int64_t kInlineWork = 32 << 10;
+
+// Rows of one task: enough to pay for converting a panel, few enough to stay in the second cache.
+constexpr int32_t kTaskRows = 126;
+constexpr int32_t kLeastTaskRows = 24;
+
+}  // namespace
+
+LinearWeight make_linear(Backend& b, const WeightPiece* pieces, int32_t count, int64_t in_features,
+                         const float* bias, bool silu_mul) {
+  LinearWeight w;
+  w.in_features = in_features;
+  w.dtype = count > 0 ? pieces[0].dtype : DType::kF32;
+  for (int32_t i = 0; i < count; ++i) {
+    if (pieces[i].dtype != w.dtype) {
+      throw Error(ErrorCode::kInternal, std::string("the pieces of a weight are ") +
+                                            dtype_name(w.dtype) + " and " +
+                                            dtype_name(pieces[i].dtype));
+    }
+    w.out_features += pieces[i].rows;
+  }
+  if (w.dtype != DType::kF32 && w.dtype != DType::kF16 && w.dtype != DType::kBF16) {
+    throw Error(ErrorCode::kUnsupported,
+                std::string("weights of type ") + dtype_name(w.dtype) + " are not supported");
+  }
+  if (silu_mul && w.out_features % 2 != 0) {
+    throw Error(ErrorCode::kInternal, "gate and up have " + std::to_string(w.out_features) +
+                                          " rows together, an odd number");
+  }
+
+  const std::vector<const char*> rows = rows_of(pieces, count, in_features);
+  const std::vector<int64_t> order = column_order(w.out_features, silu_mul);
+  const size_t element = dtype_size(w.dtype);
+  const size_t panel_bytes = size_t(in_features) * kPanel * element;
+  const int64_t panels = static_cast<int64_t>(order.size()) / kPanel;
+  char* data = static_cast<char*>(b.memory.allocate(size_t(panels) * panel_bytes));
+  float* ordered_bias = nullptr;
+  if (bias != nullptr) {
+    try {
+      ordered_bias = static_cast<float*>(b.memory.allocate(order.size() * sizeof(float)));
+    } catch (...) {
+      b.memory.release(data);
+      throw;
+    }
+    for (size_t c = 0; c < order.size(); ++c) {
+      if (order[c] >= 0) ordered_bias[c] = bias[order[c]];
+    }
+  }
+  b.pool.parallel_for(panels, [&](int64_t panel, int /*thread*/) {
+    char* to = data + size_t(panel) * panel_bytes;
+    const int64_t* columns = order.data() + panel * kPanel;
+    if (element == 2) {
+      pack_panel(rows, columns, in_features, reinterpret_cast<uint16_t*>(to));
+    } else {
+      pack_panel(rows, columns, in_features, reinterpret_cast<uint32_t*>(to));
+    }
+  });
+  w.data = data;
+  w.bias = ordered_bias;
+  return w;
+}
+
+void release_linear(Backend& b, LinearWeight* weight) {
+  b.memory.release(weight->data);
+  b.memory.release(const_cast<float*>(weight->bias));
+  *weight = LinearWeight{};
+}
+
+void linear(Backend& b, const LinearParams& p) {
+  const LinearWeight& w = *p.weight;
+  if (p.num_tokens <= 0 || w.out_features <= 0) return;
+  b.reserve_scratch(linear_scratch_floats());
+  const int64_t columns = p.silu_mul ? w.out_features / 2 : w.out_features;
+  const int64_t units = panels_of(columns);  // panels, or pairs of gate and up
+  const int threads = b.pool.num_threads();
+
+  const int64_t unit_panels = p.silu_mul ? 2 : 1;
+  // One row takes panels two by two, which gives it more independent sums.
+  const int64_t units_per_task = p.num_tokens == 1 && !p.silu_mul ? 2 : 1;
+  const int64_t column_tasks = (units + units_per_task - 1) / units_per_task;
+  int32_t row_tasks = (p.num_tokens + kTaskRows - 1) / kTaskRows;
+  if (column_tasks * row_tasks < int64_t{4} * threads && p.num_tokens > 2 * kLeastTaskRows) {
+    const int64_t wanted = int64_t{4} * threads / column_tasks + 1;
+    row_tasks = static_cast<int32_t>(std::clamp<int64_t>(
+        wanted, row_tasks, (p.num_tokens + kLeastTaskRows - 1) / kLeastTaskRows));
+  }
+  const int32_t height = (p.num_tokens + row_tasks - 1) / row_tasks;
+
+  const float* x = static_cast<const float*>(p.x);
+  float* y = static_cast<float*>(p.y);
+  const size_t panel_bytes = size_t(w.in_features) * kPanel * dtype_size(w.dtype);
+  auto run = [&](int64_t index, int thread) {
+    const int64_t unit = index / row_tasks * units_per_task;
+    const int32_t row = static_cast<int32_t>(index % row_tasks) * height;
+    if (row >= p.num_tokens) return;
+    const int64_t task_units = std::min(units_per_task, units - unit);
+    LinearTask t;
+    t.x = x + int64_t{row} * w.in_features;
+    t.in_features = w.in_features;
+    t.rows = std::min(height, p.num_tokens - row);
+    t.panels = static_cast<const char*>(w.data) + size_t(unit * unit_panels) * panel_bytes;
+    t.num_panels = static_cast<int32_t>(task_units * unit_panels);
+    t.dtype = w.dtype;
+    t.silu_mul = p.silu_mul;
+    t.bias = w.bias == nullptr ? nullptr : w.bias + unit * unit_panels * kPanel;
+    t.y = y + int64_t{row} * columns + unit * kPanel;
+    t.ldy = columns;
+    t.columns =
+        static_cast<int32_t>(std::min<int64_t>(task_units * kPanel, columns - unit * kPanel));
+    t.scratch = b.scratch(thread);
+    b.kernels->linear(t);
+  };
+  const int64_t tasks = column_tasks * row_tasks;
+  if (w.in_features * w.out_features * p.num_tokens <= kInlineWork) {
+    for (int64_t i = 0; i < tasks; ++i) run(i, 0);
+  } else {
+    b.pool.parallel_for(tasks, run);
+  }
+}
+
+}  // namespace treadle::ops::cpu

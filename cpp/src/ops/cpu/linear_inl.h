@@ -1,0 +1,125 @@
+// One task of a linear layer: some rows of x times one or two weight panels.
+#pragma once
+
+#include "ops/cpu/kernels.h"
+#include "ops/cpu/math_inl.h"
+#include "ops/cpu/tile_inl.h"
+
+namespace treadle::ops::cpu {
+
+// Up to here a panel is converted as it is read, by every row tile anew.
+constexpr int kDirectRows = 12;
+
+/// Two panels at a time: twice the independent chains of one row.
+template <class V, class T>
+inline void two_panels(const float* x, const T* b0, const T* b1, int64_t depth, float* c0,
+                       float* c1) {
+  using F = typename V::F;
+  constexpr int kVectors = kPanel / V::kWidth;
+  constexpr int64_t kAhead = 16 * kPanel;  // elements; the hardware prefetcher does the rest
+  F acc[2][kVectors];
+  for (int v = 0; v < kVectors; ++v) acc[0][v] = acc[1][v] = V::zero();
+  for (int64_t k = 0; k < depth; ++k) {
+    const F a = V::set1(x[k]);
+    const T* r0 = b0 + k * kPanel;
+    const T* r1 = b1 + k * kPanel;
+    for (size_t line = 0; line < kPanel * sizeof(T); line += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(r0 + kAhead) + line);
+      __builtin_prefetch(reinterpret_cast<const char*>(r1 + kAhead) + line);
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      acc[0][v] = V::fma(a, V::load(r0 + v * V::kWidth), acc[0][v]);
+      acc[1][v] = V::fma(a, V::load(r1 + v * V::kWidth), acc[1][v]);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    V::store(c0 + v * V::kWidth, acc[0][v]);
+    V::store(c1 + v * V::kWidth, acc[1][v]);
+  }
+}
+
+template <class V>
+inline void store_columns(float* y, typename V::F value, int columns) {
+  if (columns >= V::kWidth) {
+    V::store(y, value);
+  } else if (columns > 0) {
+    V::store_n(y, value, columns);
+  }
+}
+
+/// sums: [num_panels][rows][64]
+template <class V>
+inline void finish_linear(const LinearTask& t, const float* sums) {
+  using F = typename V::F;
+  const int64_t panel_floats = int64_t{t.rows} * kPanel;
+  for (int r = 0; r < t.rows; ++r) {
+    const float* first = sums + int64_t{r} * kPanel;
+    float* y = t.y + r * t.ldy;
+    if (t.silu_mul) {
+      for (int c = 0; c < kPanel; c += V::kWidth) {
+        F gate = V::load(first + c);
+        F up = V::load(first + panel_floats + c);
+        if (t.bias != nullptr) {
+          gate = V::add(gate, V::load(t.bias + c));
+          up = V::add(up, V::load(t.bias + kPanel + c));
+        }
+        store_columns<V>(y + c, V::mul(silu<V>(gate), up), t.columns - c);
+      }
+      continue;
+    }
+    for (int p = 0; p < t.num_panels; ++p) {
+      for (int c = 0; c < kPanel; c += V::kWidth) {
+        F sum = V::load(first + p * panel_floats + c);
+        if (t.bias != nullptr) sum = V::add(sum, V::load(t.bias + p * kPanel + c));
+        store_columns<V>(y + p * kPanel + c, sum, t.columns - p * kPanel - c);
+      }
+    }
+  }
+}
+
+template <class V, class T>
+inline void linear_typed(const LinearTask& t) {
+  constexpr int kVectors = kPanel / V::kWidth;
+  const T* panels = static_cast<const T*>(t.panels);
+  const int64_t panel_elems = t.in_features * kPanel;
+  const int64_t panel_floats = int64_t{t.rows} * kPanel;
+  float* sums = t.scratch;
+  float* slice = t.scratch + 2 * kMaxTaskRows * kPanel;
+
+  if (t.rows == 1 && t.num_panels == 2 && V::kWidth == 16) {
+    two_panels<V>(t.x, panels, panels + panel_elems, t.in_features, sums, sums + panel_floats);
+  } else {
+    const bool direct = t.rows <= kDirectRows;
+    const int64_t depth = t.rows <= V::kTileRows ? t.in_features : kSliceDepth;
+    for (int p = 0; p < t.num_panels; ++p) {
+      const T* panel = panels + p * panel_elems;
+      float* c = sums + p * panel_floats;
+      for (int64_t k = 0; k < t.in_features; k += depth) {
+        const int64_t length = k + depth < t.in_features ? depth : t.in_features - k;
+        if (direct) {
+          multiply<V>(t.x + k, t.in_features, panel + k * kPanel, kPanel, length, c, kPanel, k > 0,
+                      t.rows, kVectors);
+        } else {
+          convert<V>(panel + k * kPanel, slice, length * kVectors);
+          multiply<V>(t.x + k, t.in_features, slice, kPanel, length, c, kPanel, k > 0, t.rows,
+                      kVectors);
+        }
+      }
+    }
+  }
+  finish_linear<V>(t, sums);
+}
+
+template <class V>
+inline void linear(const LinearTask& t) {
+  switch (t.dtype) {
+    case DType::kF16:
+      return linear_typed<V, F16>(t);
+    case DType::kBF16:
+      return linear_typed<V, BF16>(t);
+    default:
+      return linear_typed<V, float>(t);
+  }
+}
+
+}  // namespace treadle::ops::cpu
