@@ -1,0 +1,57 @@
+#include "loader/config.h"
+
+#include <filesystem>
+#include <string>
+
+#include "loader/config_common.h"
+#include "loader/families.h"
+#include "loader/json.h"
+#include "loader/loader.h"
+#include "loader/text.h"
+
+namespace treadle::loader {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kConfig = "config.json";
+constexpr const char* kGeneration = "generation_config.json";
+constexpr size_t kMaxConfigBytes = size_t{8} << 20;
+
+model::ModelSpec make_spec(const Json& config_json, const Json* generation_json) {
+  const Fields config(config_json, kConfig);
+  const Family& family = find_family(config);
+  refuse_unsupported(config);
+  model::ModelSpec spec;
+  spec.architecture = family.architecture;
+  spec.family = family.name;
+  family.read(config, spec);
+  read_eos(config, spec);
+  if (generation_json != nullptr) read_eos(Fields(*generation_json, kGeneration), spec);
+  return spec;
+}
+
+}  // namespace
+
+model::ModelSpec parse_spec(std::string_view config, std::optional<std::string_view> generation) {
+  const Json config_json = parse_json(config, kConfig);
+  if (!generation) return make_spec(config_json, nullptr);
+  const Json generation_json = parse_json(*generation, kGeneration);
+  return make_spec(config_json, &generation_json);
+}
+
+model::ModelSpec read_spec(const std::string& directory) {
+  std::error_code error;
+  if (!fs::is_directory(directory, error)) {
+    const char* problem = fs::exists(directory, error) ? " is not a directory" : " does not exist";
+    throw Error(ErrorCode::kNotFound, cat("model directory ", quote(directory, 1000), problem));
+  }
+  const fs::path base(directory);
+  const Json config = read_json_file((base / kConfig).string(), kConfig, kMaxConfigBytes);
+  if (!fs::exists(base / kGeneration, error)) return make_spec(config, nullptr);
+  const Json generation =
+      read_json_file((base / kGeneration).string(), kGeneration, kMaxConfigBytes);
+  return make_spec(config, &generation);
+}
+
+}  // namespace treadle::loader

@@ -1,0 +1,16 @@
+// Compares a checkpoint with what the configuration promises, before any weight is used.
+#pragma once
+
+#include "loader/checkpoint.h"
+#include "loader/tensor_names.h"
+#include "model/model_spec.h"
+
+namespace treadle::loader {
+
+/// Throws Error(kInvalidModel) that lists missing and unexpected tensors and wrong shapes, or
+/// Error(kUnsupported) for an element type that cannot be a weight. Returns the bytes of all the
+/// tensors that will be used.
+int64_t verify_checkpoint(const Checkpoint& checkpoint, const model::ModelSpec& spec,
+                          const ModelNames& names);
+
+}  // namespace treadle::loader

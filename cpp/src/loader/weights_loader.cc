@@ -1,0 +1,210 @@
+#include <algorithm>
+#include <cstddef>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "loader/checkpoint.h"
+#include "loader/convert.h"
+#include "loader/loader.h"
+#include "loader/tensor_names.h"
+#include "loader/verify.h"
+
+namespace treadle::loader {
+namespace {
+
+using model::LayerWeights;
+using model::ModelSpec;
+using model::Weights;
+using Progress = std::function<void(int64_t, int64_t)>;
+
+// Rows [row, row + rows) of a linear layer of the checkpoint.
+struct Segment {
+  const LinearName* linear = nullptr;
+  int64_t row = 0;
+  int64_t rows = 0;
+};
+
+std::vector<Segment> whole(std::initializer_list<const LinearName*> parts) {
+  std::vector<Segment> out;
+  for (const LinearName* part : parts) out.push_back({part, 0, part->out});
+  return out;
+}
+
+// Q, then K, then V. InternLM2 stores them per kv head, as [kv_head][group q heads | k | v], which
+// leaves query head h = kv_head * group + g in the usual order once the parts are picked out.
+std::vector<Segment> qkv_segments(const ModelSpec& spec, const std::vector<LinearName>& qkv) {
+  if (!spec.fused_wqkv) return whole({&qkv[0], &qkv[1], &qkv[2]});
+  const int64_t dim = spec.head_dim;
+  const int64_t group = spec.group();
+  const int64_t stride = (group + 2) * dim;
+  std::vector<Segment> out;
+  const auto pick = [&](int64_t offset, int64_t rows) {
+    for (int64_t h = 0; h < spec.num_kv_heads; ++h) {
+      out.push_back({qkv.data(), h * stride + offset, rows});
+    }
+  };
+  pick(0, group * dim);
+  pick(group * dim, dim);
+  pick((group + 1) * dim, dim);
+  return out;
+}
+
+class Loader {
+ public:
+  Loader(const Checkpoint& checkpoint, const ops::Ops& ops, int64_t total, const Progress& progress)
+      : checkpoint_(checkpoint), ops_(ops), total_(total), progress_(progress) {
+    report();
+  }
+
+  void load(const ModelSpec& spec, const ModelNames& names, Weights& weights) {
+    load_embedding(spec, names, weights);
+    weights.layers.resize(names.layers.size());
+    for (size_t i = 0; i < names.layers.size(); ++i) {
+      if (i + 1 < names.layers.size()) prefetch(names.layers[i + 1]);
+      load_layer(spec, names.layers[i], weights.layers[i], weights);
+    }
+    norm(names.final_norm, weights.final_norm, weights);
+    if (!spec.tied_embeddings) linear(whole({&names.head}), false, weights.head, weights);
+    ops_.synchronize(ops_.self, {});
+  }
+
+ private:
+  const Tensor& tensor(const std::string& name) const { return checkpoint_.find(name)->tensor; }
+
+  void load_embedding(const ModelSpec& spec, const ModelNames& names, Weights& weights) {
+    if (spec.tied_embeddings) {
+      linear(whole({&names.embedding}), false, weights.head, weights);
+      return;
+    }
+    const std::string name = names.embedding.weight_name();
+    const Tensor& table = tensor(name);
+    weights.embedding_dtype = *table.type->weight;
+    weights.embedding = ops_.alloc(ops_.self, table.data.size());
+    ops_.upload(ops_.self, weights.embedding, table.data.data(), table.data.size(), {});
+    weights.bytes += static_cast<int64_t>(table.data.size());
+    finish({name}, weights);
+  }
+
+  void load_layer(const ModelSpec& spec, const LayerNames& names, LayerWeights& layer,
+                  Weights& weights) {
+    norm(names.attn_norm, layer.attn_norm, weights);
+    linear(qkv_segments(spec, names.qkv), false, layer.qkv, weights);
+    if (spec.qk_norm) {
+      norm(names.q_norm, layer.q_norm, weights);
+      norm(names.k_norm, layer.k_norm, weights);
+    }
+    linear(whole({&names.o}), false, layer.o, weights);
+    norm(names.mlp_norm, layer.mlp_norm, weights);
+    linear(whole({&names.gate, &names.up}), true, layer.gate_up, weights);
+    linear(whole({&names.down}), false, layer.down, weights);
+  }
+
+  void norm(const NormName& name, float*& out, Weights& weights) {
+    const Tensor& weight = tensor(name.name);
+    std::vector<float> values(static_cast<size_t>(name.size));
+    to_float(weight.data.data(), *weight.type->weight, name.size, values.data());
+    const size_t bytes = values.size() * sizeof(float);
+    out = static_cast<float*>(ops_.alloc(ops_.self, bytes));
+    ops_.upload(ops_.self, out, values.data(), bytes, {});
+    weights.bytes += static_cast<int64_t>(bytes);
+    finish({name.name}, weights);
+  }
+
+  // Stacks the segments into `out`. Segments of different types become float32 first: that is
+  // exact, and a fused weight has one type.
+  void linear(const std::vector<Segment>& segments, bool silu_mul, ops::LinearWeight& out,
+              Weights& weights) {
+    const int64_t in = segments[0].linear->in;
+    const ops::DType first = *tensor(segments[0].linear->weight_name()).type->weight;
+    const bool mixed = std::any_of(segments.begin(), segments.end(), [&](const Segment& s) {
+      return *tensor(s.linear->weight_name()).type->weight != first;
+    });
+    std::vector<ops::WeightPiece> pieces;
+    std::vector<std::vector<float>> converted;
+    std::vector<float> bias;
+    std::vector<std::string> used;
+    int64_t rows = 0;
+    for (const Segment& segment : segments) {
+      const Tensor& weight = tensor(segment.linear->weight_name());
+      const ops::DType dtype = *weight.type->weight;
+      const auto row_bytes = static_cast<int64_t>(ops::dtype_size(dtype)) * in;
+      ops::WeightPiece piece{weight.data.data() + segment.row * row_bytes, dtype, segment.rows};
+      if (mixed) {
+        std::vector<float>& copy = converted.emplace_back(segment.rows * in);
+        to_float(static_cast<const std::byte*>(piece.data), dtype, segment.rows * in, copy.data());
+        piece = {copy.data(), ops::DType::kF32, segment.rows};
+      }
+      pieces.push_back(piece);
+      rows += segment.rows;
+      if (segment.linear->bias) append_bias(segment, bias);
+      note(segment, used);
+    }
+    out = ops_.make_linear(ops_.self, pieces.data(), static_cast<int32_t>(pieces.size()), in,
+                           bias.empty() ? nullptr : bias.data(), silu_mul);
+    const ops::DType kept = mixed ? ops::DType::kF32 : first;
+    weights.bytes += rows * in * static_cast<int64_t>(ops::dtype_size(kept)) +
+                     static_cast<int64_t>(bias.size() * sizeof(float));
+    finish(used, weights);
+  }
+
+  void append_bias(const Segment& segment, std::vector<float>& bias) const {
+    const Tensor& values = tensor(segment.linear->bias_name());
+    const ops::DType dtype = *values.type->weight;
+    const size_t begin = bias.size();
+    bias.resize(begin + static_cast<size_t>(segment.rows));
+    const auto offset = static_cast<int64_t>(ops::dtype_size(dtype)) * segment.row;
+    to_float(values.data.data() + offset, dtype, segment.rows, bias.data() + begin);
+  }
+
+  static void note(const Segment& segment, std::vector<std::string>& used) {
+    const std::string name = segment.linear->weight_name();
+    if (!used.empty() && std::find(used.begin(), used.end(), name) != used.end()) return;
+    used.push_back(name);
+    if (segment.linear->bias) used.push_back(segment.linear->bias_name());
+  }
+
+  // The tensors are in the backend's memory now: count them, and let go of their pages, so that the
+  // weights are never held twice.
+  void finish(const std::vector<std::string>& used, Weights& weights) {
+    ops_.synchronize(ops_.self, {});
+    for (const std::string& name : used) {
+      const Checkpoint::Entry& entry = *checkpoint_.find(name);
+      weights.num_parameters += entry.tensor.elements();
+      done_ += static_cast<int64_t>(entry.tensor.data.size());
+      checkpoint_.drop(entry);
+    }
+    report();
+  }
+
+  void prefetch(const LayerNames& layer) const {
+    for (const std::string& name : layer_tensors(layer)) {
+      checkpoint_.prefetch(*checkpoint_.find(name));
+    }
+  }
+
+  void report() const {
+    if (progress_) progress_(done_, total_);
+  }
+
+  const Checkpoint& checkpoint_;
+  const ops::Ops& ops_;
+  const int64_t total_;
+  const Progress& progress_;
+  int64_t done_ = 0;
+};
+
+}  // namespace
+
+Weights load_weights(const std::string& directory, const ModelSpec& spec, const ops::Ops& ops,
+                     const Progress& progress) {
+  const Checkpoint checkpoint(directory);
+  const ModelNames names = tensor_names(spec);
+  const int64_t total = verify_checkpoint(checkpoint, spec, names);
+  Weights weights(ops);
+  Loader(checkpoint, ops, total, progress).load(spec, names, weights);
+  return weights;
+}
+
+}  // namespace treadle::loader
