@@ -49,6 +49,7 @@ struct LinearParams {
   void* y = nullptr;  // [T][N], or [T][N / 2] with silu_mul
   int32_t num_tokens = 0;
   bool silu_mul = false;
+  bool float_output = false;  // y is float32 whatever act_dtype is (logits)
 };
 
 /// Angles of rotary embedding for each token: cos_sin[t][i] = (cos, sin)(position * inv_freq_i).

@@ -1,0 +1,249 @@
+#include "treadle/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "engine/loop.h"
+#include "engine/options.h"
+#include "loader/loader.h"
+#include "model/decoder.h"
+#include "model/model_options.h"
+#include "ops/ops.h"
+#include "request/output_channel.h"
+#include "sampler/validate.h"
+
+namespace treadle {
+namespace {
+
+constexpr int32_t kDefaultPrefillTokens = 512;
+
+// The backend's memory for as long as the engine lives.
+struct Backend {
+  explicit Backend(ops::Ops table) : ops(table) {}
+  ~Backend() { ops.destroy(ops.self); }
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  ops::Ops ops;
+};
+
+struct PoolMemory {
+  PoolMemory(const ops::Ops& table, ops::KvPool shape) : ops(table), pool(shape) {
+    pool.base = ops.alloc(ops.self, pool.block_bytes() * static_cast<size_t>(pool.num_blocks));
+  }
+  ~PoolMemory() { ops.release(ops.self, pool.base); }
+  PoolMemory(const PoolMemory&) = delete;
+  PoolMemory& operator=(const PoolMemory&) = delete;
+
+  const ops::Ops& ops;
+  ops::KvPool pool;
+};
+
+uint64_t chosen_seed(uint64_t configured) {
+  if (configured != 0) return configured;
+  std::random_device device;
+  return (uint64_t{device()} << 32) | device();
+}
+
+void check_request(const Request& request, const ModelInfo& info, int32_t max_batch_size) {
+  const auto invalid = [](const std::string& what) {
+    throw Error(ErrorCode::kInvalidArgument, what);
+  };
+  if (request.input_ids.empty()) invalid("input_ids is empty: at least one token is needed");
+  for (size_t i = 0; i < request.input_ids.size(); ++i) {
+    const int32_t id = request.input_ids[i];
+    if (id < 0 || id >= info.vocab_size) {
+      invalid("input_ids[" + std::to_string(i) + "] = " + std::to_string(id) +
+              " must lie between 0 and vocab_size - 1 = " + std::to_string(info.vocab_size - 1));
+    }
+  }
+  if (!std::isfinite(request.timeout_s) || request.timeout_s < 0.0 || request.timeout_s > 3.2e8) {
+    invalid("timeout_s = " + std::to_string(request.timeout_s) +
+            " must be 0 (none) or a positive number of seconds");
+  }
+  if (!request.session_id) {
+    if (request.step) invalid("step needs a session_id");
+    if (request.session_mode == SessionMode::kContinue) {
+      invalid("session_mode = kContinue needs a session_id");
+    }
+  } else if (request.session_mode == SessionMode::kStart && request.step.value_or(0) != 0) {
+    invalid("step = " + std::to_string(*request.step) +
+            " contradicts session_mode = kStart: a session that begins has no history");
+  }
+  sampler::validate(request.sampling, info.vocab_size, max_batch_size);
+  check_prompt_fits(0, static_cast<int64_t>(request.input_ids.size()), info.session_len);
+}
+
+}  // namespace
+
+// Members are destroyed from the last to the first: the thread's owner stops it in ~Engine.
+struct Engine::Impl {
+  Impl(const std::string& path, const EngineConfig& options);
+
+  EngineConfig config;
+  Backend backend;
+  model::ModelSpec spec;
+  model::Weights weights;
+  std::unique_ptr<model::Decoder> decoder;
+  std::unique_ptr<PoolMemory> pool;
+  ModelInfo info;
+  std::shared_ptr<Inbox> inbox;
+  std::unique_ptr<SessionTable> sessions;
+  std::unique_ptr<Loop> loop;
+  std::mutex join_mutex;
+  std::thread thread;
+
+ private:
+  void make_decoder_and_pool();
+  void fill_info();
+};
+
+namespace {
+
+model::ModelSpec spec_for(const std::string& path, const EngineConfig& config) {
+  model::ModelSpec spec = loader::read_spec(path);
+  model::apply_options(spec, config.rope_scaling_factor, config.use_logn_attn);
+  return spec;
+}
+
+const EngineConfig& checked(const EngineConfig& config) {
+  check_config(config);
+  return config;
+}
+
+}  // namespace
+
+Engine::Impl::Impl(const std::string& path, const EngineConfig& options)
+    : config(checked(options)),
+      backend(ops::cpu_ops(config.num_threads)),
+      spec(spec_for(path, config)),
+      weights(loader::load_weights(path, spec, backend.ops, config.on_load_progress)) {
+  make_decoder_and_pool();
+  fill_info();
+  inbox = std::make_shared<Inbox>(config.max_queue_size);
+  sessions =
+      std::make_unique<SessionTable>(config.max_sessions, config.session_ttl_s, info.session_len);
+  const bool dynamic = spec.rope.kind == model::RopeKind::kDynamicNtk;
+  loop = std::make_unique<Loop>(LoopParts{
+      .spec = spec,
+      .ops = backend.ops,
+      .pool = pool->pool,
+      .decoder = *decoder,
+      .sessions = *sessions,
+      .inbox = *inbox,
+      .limits = {.max_batch_size = config.max_batch_size,
+                 .max_prefill_tokens = config.max_prefill_token_num},
+      .roster = {.session_len = info.session_len,
+                 .random_seed = chosen_seed(config.random_seed),
+                 .share_prefixes = config.enable_prefix_caching,
+                 .reuse_limit = dynamic ? spec.rope.original_len : 0}});
+  thread = std::thread([this] { loop->run(); });
+}
+
+void Engine::Impl::make_decoder_and_pool() {
+  const ops::Ops& ops = backend.ops;
+  if (config.max_prefill_token_num == 0) config.max_prefill_token_num = kDefaultPrefillTokens;
+  int32_t session_len = wanted_session_len(config, spec);
+  const model::DecoderLimits limits{
+      .max_tokens = config.max_prefill_token_num + config.max_batch_size,
+      .max_rows = config.max_prefill_token_num + 2 * config.max_batch_size,
+      .max_sequences = config.max_batch_size,
+      .session_len = session_len};
+  ops::KvPool shape{.dtype = kv_dtype(config, spec),
+                    .num_layers = spec.num_layers,
+                    .kv_heads = spec.num_kv_heads,
+                    .head_dim = spec.head_dim};
+  const size_t free = ops.free_memory(ops.self);
+  const size_t workspace = model::Decoder::workspace_bytes(spec, ops, limits);
+  shape.num_blocks = pool_blocks(config, shape, session_len, free - std::min(free, workspace));
+  pool = std::make_unique<PoolMemory>(ops, shape);
+  decoder = std::make_unique<model::Decoder>(spec, weights, ops, pool->pool, limits);
+  // A sequence that is alone must always fit, or it could never finish.
+  const int64_t capacity = int64_t{shape.num_blocks} * ops::kBlockTokens;
+  info.session_len = static_cast<int32_t>(std::min<int64_t>(session_len, capacity));
+}
+
+void Engine::Impl::fill_info() {
+  info.architecture = spec.architecture;
+  info.family = spec.family;
+  info.device = backend.ops.name;
+  info.weight_dtype = ops::dtype_name(spec.weight_dtype);
+  info.kv_dtype = ops::dtype_name(pool->pool.dtype);
+  info.num_layers = spec.num_layers;
+  info.hidden_size = spec.hidden_size;
+  info.intermediate_size = spec.intermediate_size;
+  info.num_heads = spec.num_heads;
+  info.num_kv_heads = spec.num_kv_heads;
+  info.head_dim = spec.head_dim;
+  info.vocab_size = spec.vocab_size;
+  info.max_position_embeddings = spec.max_position_embeddings;
+  info.eos_token_ids = spec.eos_token_ids;
+  info.num_parameters = weights.num_parameters;
+  info.weight_bytes = weights.bytes;
+  info.workspace_bytes = static_cast<int64_t>(decoder->workspace_bytes());
+  info.kv_bytes_per_token =
+      static_cast<int64_t>(pool->pool.block_bytes()) / ops::kBlockTokens;
+  info.kv_blocks = pool->pool.num_blocks;
+  info.kv_pool_bytes = static_cast<int64_t>(pool->pool.block_bytes()) * info.kv_blocks;
+  info.kv_block_tokens = ops::kBlockTokens;
+  info.num_threads = ops::cpu_num_threads(backend.ops);
+}
+
+std::unique_ptr<Engine> Engine::load(const std::string& path, EngineConfig config) {
+  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(path, config)));
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Engine::~Engine() { shutdown(0.0); }
+
+Stream Engine::submit(Request request) {
+  check_request(request, impl_->info, impl_->config.max_batch_size);
+  const auto channel = std::make_shared<OutputChannel>(request.sampling.n, impl_->inbox);
+  impl_->inbox->enter_line();
+  std::shared_ptr<Session> session;
+  try {
+    if (request.session_id) session = impl_->sessions->enter(request, channel);
+    impl_->inbox->push({.request = std::move(request),
+                        .channel = channel,
+                        .session = session,
+                        .submitted = Clock::now()});
+  } catch (...) {
+    if (session) impl_->sessions->end(session, channel.get(), {}, {}, false);
+    impl_->inbox->left_line();
+    throw;
+  }
+  return Stream(channel);
+}
+
+bool Engine::cancel(uint64_t session_id) { return impl_->sessions->cancel(session_id); }
+
+bool Engine::end_session(uint64_t session_id) {
+  const bool known = impl_->sessions->forget(session_id);
+  if (known) impl_->inbox->poke();
+  return known;
+}
+
+std::optional<SessionInfo> Engine::session(uint64_t session_id) const {
+  return impl_->sessions->info(session_id);
+}
+
+const ModelInfo& Engine::info() const { return impl_->info; }
+Stats Engine::stats() const { return impl_->loop->stats(); }
+Health Engine::health() const { return impl_->loop->health(); }
+
+void Engine::shutdown(double drain_seconds) {
+  const double bounded = std::clamp(std::isnan(drain_seconds) ? 0.0 : drain_seconds, 0.0, 3.2e8);
+  impl_->loop->set_drain_deadline(
+      Clock::now() +
+      std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(bounded)));
+  impl_->inbox->close(ErrorCode::kShutdown, "the engine is shut down and takes no more requests");
+  std::lock_guard lock(impl_->join_mutex);
+  if (impl_->thread.joinable()) impl_->thread.join();
+}
+
+}  // namespace treadle

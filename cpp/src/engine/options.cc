@@ -1,0 +1,114 @@
+#include "engine/options.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "kv/kv_cache.h"
+#include "treadle/error.h"
+
+namespace treadle {
+namespace {
+
+constexpr int32_t kMaxBatchSize = 4096;
+constexpr double kAutoPoolBytes = 4.0 * 1024 * 1024 * 1024;
+
+[[noreturn]] void invalid(const std::string& field, const std::string& value,
+                          const std::string& right) {
+  throw Error(ErrorCode::kInvalidArgument, field + " = " + value + " must be " + right);
+}
+
+template <typename T>
+void check_range(const char* field, T value, T low, T high) {
+  if (value >= low && value <= high) return;  // false for NaN, too
+  const auto text = [](T number) {
+    std::string digits = std::to_string(number);
+    if (digits.find('.') != std::string::npos) {
+      digits.erase(digits.find_last_not_of('0') + 1);
+      if (digits.back() == '.') digits.pop_back();
+    }
+    return digits;
+  };
+  invalid(field, text(value), "between " + text(low) + " and " + text(high));
+}
+
+std::string mebibytes(double bytes) {
+  return std::to_string(static_cast<int64_t>(bytes / (1024.0 * 1024.0))) + " MiB";
+}
+
+}  // namespace
+
+void check_config(const EngineConfig& config) {
+  if (config.device != "auto" && config.device != "cpu") {
+    const bool cuda = config.device == "cuda" || config.device.starts_with("cuda:");
+    if (!cuda) invalid("device", '"' + config.device + '"', "\"auto\", \"cpu\", \"cuda\" or \"cuda:N\"");
+    throw Error(ErrorCode::kUnsupported, "device = \"" + config.device +
+                                             "\": this build has no CUDA backend; use \"cpu\"");
+  }
+  if (config.dtype != "auto" && config.dtype != "float16" && config.dtype != "bfloat16" &&
+      config.dtype != "float32") {
+    invalid("dtype", '"' + config.dtype + '"', "\"auto\", \"float16\", \"bfloat16\" or \"float32\"");
+  }
+  check_range("session_len", config.session_len, 0, 1 << 24);
+  check_range("max_batch_size", config.max_batch_size, 1, kMaxBatchSize);
+  check_range("max_prefill_token_num", config.max_prefill_token_num, 0, 1 << 20);
+  check_range("num_threads", config.num_threads, 0, 1024);
+  check_range("max_queue_size", config.max_queue_size, 1, std::numeric_limits<int32_t>::max());
+  check_range("max_sessions", config.max_sessions, 1, std::numeric_limits<int32_t>::max());
+  // Ten years: far from where time points overflow.
+  check_range("session_ttl_s", config.session_ttl_s, 0.001, 3.2e8);
+  const double entries = config.cache_max_entry_count;
+  check_range("cache_max_entry_count", entries, 0.0, 1e8);
+  if (entries > 1.0 && entries != std::floor(entries)) {
+    invalid("cache_max_entry_count", std::to_string(entries),
+            "a fraction in (0, 1] of the free memory or a whole number of blocks");
+  }
+  if (config.tp != 1) {
+    check_range("tp", config.tp, 1, 1024);
+    throw Error(ErrorCode::kUnsupported,
+                "tp = " + std::to_string(config.tp) + ": only tp = 1 in this version");
+  }
+  if (config.quant_policy != 0) {
+    throw Error(ErrorCode::kUnsupported, "quant_policy = " + std::to_string(config.quant_policy) +
+                                             ": only 0 (no KV quantisation) in this version");
+  }
+}
+
+ops::DType kv_dtype(const EngineConfig& config, const model::ModelSpec& spec) {
+  if (config.dtype == "float16") return ops::DType::kF16;
+  if (config.dtype == "bfloat16") return ops::DType::kBF16;
+  if (config.dtype == "float32") return ops::DType::kF32;
+  return spec.weight_dtype;
+}
+
+int32_t wanted_session_len(const EngineConfig& config, const model::ModelSpec& spec) {
+  return config.session_len > 0 ? config.session_len : spec.max_position_embeddings;
+}
+
+int32_t pool_blocks(const EngineConfig& config, const ops::KvPool& shape, int32_t session_len,
+                    size_t free_bytes) {
+  const auto block = static_cast<double>(shape.block_bytes());
+  const auto free = static_cast<double>(free_bytes);
+  const double entries = config.cache_max_entry_count;
+  const auto need = static_cast<double>(kv::blocks_for(session_len)) * config.max_batch_size;
+  double blocks = 0;
+  if (entries > 1.0) {
+    blocks = entries;
+  } else if (entries > 0.0) {
+    blocks = std::floor(free * entries / block);
+  } else {
+    blocks = std::min(need, std::floor(std::min(free / 2, kAutoPoolBytes) / block));
+  }
+  if (blocks < 1.0 || blocks * block > free) {
+    throw Error(ErrorCode::kOutOfMemory,
+                "the KV pool does not fit: " +
+                    std::to_string(static_cast<int64_t>(std::max(blocks, 1.0))) + " blocks of " +
+                    mebibytes(block) + " need " + mebibytes(std::max(blocks, 1.0) * block) + ", " +
+                    mebibytes(free) + " are free after weights and workspace; lower " +
+                    "cache_max_entry_count or free memory");
+  }
+  return static_cast<int32_t>(std::min(blocks, 2.0e9));
+}
+
+}  // namespace treadle
