@@ -86,6 +86,8 @@ struct SessionInfo {
   bool busy = false;  ///< a request of it is waiting or running
 };
 
+struct EngineFactory;  // internal
+
 /// Thread safe: any method may be called from any thread at any time.
 class TREADLE_API Engine {
  public:
@@ -120,6 +122,7 @@ class TREADLE_API Engine {
   void shutdown(double drain_seconds = 0.0);
 
  private:
+  friend struct EngineFactory;
   struct Impl;
   explicit Engine(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;

@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "engine/factory.h"
 #include "engine/loop.h"
 #include "engine/options.h"
 #include "loader/loader.h"
@@ -82,7 +83,7 @@ void check_request(const Request& request, const ModelInfo& info, int32_t max_ba
 
 // Members are destroyed from the last to the first: the thread's owner stops it in ~Engine.
 struct Engine::Impl {
-  Impl(const std::string& path, const EngineConfig& options);
+  Impl(const std::string& path, const EngineConfig& options, ops::Ops table);
 
   EngineConfig config;
   Backend backend;
@@ -110,16 +111,11 @@ model::ModelSpec spec_for(const std::string& path, const EngineConfig& config) {
   return spec;
 }
 
-const EngineConfig& checked(const EngineConfig& config) {
-  check_config(config);
-  return config;
-}
-
 }  // namespace
 
-Engine::Impl::Impl(const std::string& path, const EngineConfig& options)
-    : config(checked(options)),
-      backend(ops::cpu_ops(config.num_threads)),
+Engine::Impl::Impl(const std::string& path, const EngineConfig& options, ops::Ops table)
+    : config(options),
+      backend(table),
       spec(spec_for(path, config)),
       weights(loader::load_weights(path, spec, backend.ops, config.on_load_progress)) {
   make_decoder_and_pool();
@@ -193,8 +189,19 @@ void Engine::Impl::fill_info() {
   info.num_threads = ops::cpu_num_threads(backend.ops);
 }
 
+ops::Ops select_backend(const EngineConfig& config) {
+  check_config(config);
+  return ops::cpu_ops(config.num_threads);
+}
+
+std::unique_ptr<Engine> EngineFactory::load(const std::string& path, const EngineConfig& config,
+                                            ops::Ops backend) {
+  return std::unique_ptr<Engine>(
+      new Engine(std::make_unique<Engine::Impl>(path, config, backend)));
+}
+
 std::unique_ptr<Engine> Engine::load(const std::string& path, EngineConfig config) {
-  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(path, config)));
+  return EngineFactory::load(path, config, select_backend(config));
 }
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
