@@ -15,32 +15,43 @@ namespace {
 
 #define TREADLE_INLINE inline __attribute__((always_inline))
 
+// Lanes of a register. Wider vector types would be taken apart through memory.
+#if defined(__AVX512F__)
+constexpr int32_t kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int32_t kWidth = 8;
+#else
+constexpr int32_t kWidth = 4;
+#endif
+// Lanes of the program, whatever the register: sums are the same on every processor.
 constexpr int32_t kLanes = 16;
-using F16 = float __attribute__((vector_size(kLanes * sizeof(float))));
-using I16 = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
-using U16 = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t))));
-using D8 = double __attribute__((vector_size(8 * sizeof(double))));
-using F8 = float __attribute__((vector_size(8 * sizeof(float))));
+constexpr int32_t kParts = kLanes / kWidth;
+
+using Floats = float __attribute__((vector_size(kWidth * sizeof(float))));
+using Ints = int32_t __attribute__((vector_size(kWidth * sizeof(int32_t))));
+using Words = uint32_t __attribute__((vector_size(kWidth * sizeof(uint32_t))));
+using HalfFloats = float __attribute__((vector_size(kWidth / 2 * sizeof(float))));
+// As memory holds them: unaligned, and read and written as if they were floats. A memcpy may be cut
+// into halves by the compiler, whose stores the next load has to wait for.
+using FloatsInMemory =
+    float __attribute__((vector_size(kWidth * sizeof(float)), aligned(4), may_alias));
+using Doubles = double __attribute__((vector_size(kWidth / 2 * sizeof(double))));
 
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
 // Vectors are passed by reference: by value their calling convention depends on the instruction
 // set.
-TREADLE_INLINE void splat(F16& v, float s) {
-  for (int i = 0; i < kLanes; ++i) v[i] = s;
+TREADLE_INLINE void load(Floats& v, const float* p) {
+  v = *reinterpret_cast<const FloatsInMemory*>(p);
 }
 
-TREADLE_INLINE void load(F16& v, const float* p) { std::memcpy(&v, p, sizeof v); }
+TREADLE_INLINE void store(float* p, const Floats& v) { *reinterpret_cast<FloatsInMemory*>(p) = v; }
 
-// The last n < 16 elements, the other lanes filled up.
-TREADLE_INLINE void load_tail(F16& v, const float* p, int32_t n, float fill) {
-  float buffer[kLanes];
-  for (int i = 0; i < kLanes; ++i) buffer[i] = i < n ? p[i] : fill;
-  std::memcpy(&v, buffer, sizeof v);
-}
+// A cast between vector types of one size keeps the bits.
+TREADLE_INLINE void keep_where(Floats& v, const Ints& mask) { v = (Floats)((Ints)v & mask); }
 
-TREADLE_INLINE bool any(const I16& mask) {
-  uint64_t words[sizeof(I16) / sizeof(uint64_t)];
+TREADLE_INLINE bool any(const Ints& mask) {
+  uint64_t words[sizeof(Ints) / sizeof(uint64_t)];
   std::memcpy(words, &mask, sizeof mask);
   uint64_t all = 0;
   for (const uint64_t w : words) all |= w;
@@ -49,64 +60,65 @@ TREADLE_INLINE bool any(const I16& mask) {
 
 bool scan(const float* x, int32_t n, float* max) {
   constexpr float kLargest = std::numeric_limits<float>::max();
-  F16 best[2];
-  I16 sane[2];
-  for (int k = 0; k < 2; ++k) {
-    splat(best[k], kMinusInf);
+  Floats best[4];
+  Ints sane[4];
+  for (int k = 0; k < 4; ++k) {
+    best[k] = Floats{} + kMinusInf;
     sane[k] = best[k] == best[k];
   }
   int32_t i = 0;
-  F16 v;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    for (int k = 0; k < 2; ++k) {
-      load(v, x + i + k * kLanes);
-      best[k] = v > best[k] ? v : best[k];
+  for (; i + 4 * kWidth <= n; i += 4 * kWidth) {
+    for (int k = 0; k < 4; ++k) {
+      Floats v;
+      load(v, x + i + k * kWidth);
+      best[k] = best[k] > v ? best[k] : v;
       sane[k] &= v <= kLargest;  // false for NaN, too
     }
   }
-  for (; i < n; i += kLanes) {
-    if (i + kLanes <= n) {
-      load(v, x + i);
-    } else {
-      load_tail(v, x + i, n - i, kMinusInf);
-    }
-    best[0] = v > best[0] ? v : best[0];
-    sane[0] &= v <= kLargest;
-  }
-  best[0] = best[1] > best[0] ? best[1] : best[0];
+  const Ints all_sane = (sane[0] & sane[1]) & (sane[2] & sane[3]);
+  bool ok = !any(~all_sane);
   float m = kMinusInf;
-  for (int lane = 0; lane < kLanes; ++lane) m = best[0][lane] > m ? best[0][lane] : m;
+  for (const Floats& b : best) {
+    for (int lane = 0; lane < kWidth; ++lane) m = b[lane] > m ? b[lane] : m;
+  }
+  for (; i < n; ++i) {
+    ok = ok && x[i] <= kLargest;
+    m = x[i] > m ? x[i] : m;
+  }
   *max = m;
-  return !any(~(sane[0] & sane[1]));
+  return ok;
 }
 
 int32_t next_above(const float* x, int32_t begin, int32_t n, float threshold) {
   int32_t i = begin;
-  F16 a, b, c, d;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    load(a, x + i);
-    load(b, x + i + kLanes);
-    load(c, x + i + 2 * kLanes);
-    load(d, x + i + 3 * kLanes);
-    if (any((a > threshold) | (b > threshold) | (c > threshold) | (d > threshold))) break;
+  for (; i + 4 * kWidth <= n; i += 4 * kWidth) {
+    Floats v[4];
+    load(v[0], x + i);
+    load(v[1], x + i + kWidth);
+    load(v[2], x + i + 2 * kWidth);
+    load(v[3], x + i + 3 * kWidth);
+    if (any(((v[0] > threshold) | (v[1] > threshold)) |
+            ((v[2] > threshold) | (v[3] > threshold)))) {
+      break;
+    }
   }
   while (i < n && !(x[i] > threshold)) ++i;
   return i;
 }
 
 // exp(y) for y <= 0 by the series to the seventh power on |r| <= ln(2) / 2, exact to about 1e-7
-// there; 0 below the smallest normal number and for -inf.
-TREADLE_INLINE void exp_nonpositive(F16& y) {
+// there; 0 near the smallest normal number and below, and for -inf.
+TREADLE_INLINE void exp_nonpositive(Floats& y) {
   constexpr float kLowest = -87.33F;
   constexpr float kLog2e = 1.44269504F;
   constexpr float kLn2High = 0.693359375F;  // 9 bits: times a whole number it is exact
   constexpr float kLn2Low = -2.12194440e-4F;
   constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to a whole number
-  const I16 normal = y >= kLowest;
-  const F16 shifted = y * kLog2e + kRound;
-  const F16 whole = shifted - kRound;
-  const F16 r = (y - whole * kLn2High) - whole * kLn2Low;
-  F16 p = r * (1.0F / 5040.0F) + (1.0F / 720.0F);
+  const Ints normal = y >= kLowest;
+  const Floats shifted = y * kLog2e + kRound;
+  const Floats whole = shifted - kRound;
+  const Floats r = (y - whole * kLn2High) - whole * kLn2Low;
+  Floats p = r * (1.0F / 5040.0F) + (1.0F / 720.0F);
   p = p * r + (1.0F / 120.0F);
   p = p * r + (1.0F / 24.0F);
   p = p * r + (1.0F / 6.0F);
@@ -114,56 +126,68 @@ TREADLE_INLINE void exp_nonpositive(F16& y) {
   p = p * r + 1.0F;
   p = p * r + 1.0F;
   // The low bits of `shifted` are the whole number; they go into the exponent.
-  U16 bits, power;
-  std::memcpy(&power, &shifted, sizeof power);
-  std::memcpy(&bits, &p, sizeof bits);
-  bits += power << 23;
-  bits &= (U16)normal;
-  std::memcpy(&y, &bits, sizeof y);
+  y = (Floats)((Words)p + ((Words)shifted << 23));
+  keep_where(y, normal);
 }
 
-TREADLE_INLINE void add_to(D8 (&sum)[2], const F16& v) {
-  F8 half[2];
-  std::memcpy(half, &v, sizeof v);
-  sum[0] += __builtin_convertvector(half[0], D8);
-  sum[1] += __builtin_convertvector(half[1], D8);
-}
+// One double for each of the sixteen lanes.
+struct LaneSums {
+  Doubles low[kParts] = {};
+  Doubles high[kParts] = {};
 
-TREADLE_INLINE double reduce(D8 (&sum)[2]) {
-  const D8 s = sum[0] + sum[1];
-  return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-}
+  TREADLE_INLINE void add(int part, const Floats& v) {
+    HalfFloats half[2];
+    std::memcpy(half, &v, sizeof v);
+    low[part] += __builtin_convertvector(half[0], Doubles);
+    high[part] += __builtin_convertvector(half[1], Doubles);
+  }
 
-// Vectors are added four at a time in float, then into the double lanes.
+  double total() const {
+    double lanes[kLanes];
+    for (int part = 0; part < kParts; ++part) {
+      std::memcpy(lanes + part * kWidth, &low[part], sizeof low[part]);
+      std::memcpy(lanes + part * kWidth + kWidth / 2, &high[part], sizeof high[part]);
+    }
+    for (int step = kLanes / 2; step > 0; step /= 2) {
+      for (int lane = 0; lane < step; ++lane) lanes[lane] += lanes[lane + step];
+    }
+    return lanes[0];
+  }
+};
+
+// Four elements of a lane are added in float, then into the lane's double.
 double weights(const float* x, int32_t n, float max, float scale, float floor, float* w) {
-  const auto weigh = [=](F16 & v) __attribute__((always_inline)) {
+  LaneSums sums;
+  const auto weigh = [&](Floats & v, const float* from, float* to, int32_t at)
+      __attribute__((always_inline)) {
+    load(v, from + at);
     v = (v - max) * scale;
     exp_nonpositive(v);
-    const I16 kept = v >= floor;
-    U16 bits;
-    std::memcpy(&bits, &v, sizeof bits);
-    bits &= (U16)kept;
-    std::memcpy(&v, &bits, sizeof v);
+    keep_where(v, v >= floor);
+    if (to != nullptr) store(to + at, v);
   };
-  D8 sum[2] = {D8{}, D8{}};
-  F16 v[4];
-  int32_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    for (int k = 0; k < 4; ++k) {
-      load(v[k], x + i + k * kLanes);
-      weigh(v[k]);
-      if (w != nullptr) std::memcpy(w + i + k * kLanes, &v[k], sizeof v[k]);
+  const auto add_group = [&](const float* from, float* to) __attribute__((always_inline)) {
+    for (int32_t part = 0; part < kParts; ++part) {
+      Floats v[4];
+      weigh(v[0], from, to, part * kWidth);
+      weigh(v[1], from, to, part * kWidth + kLanes);
+      weigh(v[2], from, to, part * kWidth + 2 * kLanes);
+      weigh(v[3], from, to, part * kWidth + 3 * kLanes);
+      sums.add(part, (v[0] + v[1]) + (v[2] + v[3]));
     }
-    add_to(sum, (v[0] + v[1]) + (v[2] + v[3]));
+  };
+  constexpr int32_t kGroup = 4 * kLanes;
+  int32_t i = 0;
+  for (; i + kGroup <= n; i += kGroup) add_group(x + i, w != nullptr ? w + i : nullptr);
+  if (i < n) {
+    const size_t left = static_cast<size_t>(n - i);
+    float group[kGroup];
+    for (float& g : group) g = kMinusInf;
+    std::memcpy(group, x + i, left * sizeof(float));
+    add_group(group, group);
+    if (w != nullptr) std::memcpy(w + i, group, left * sizeof(float));
   }
-  for (; i < n; i += kLanes) {
-    const int32_t left = n - i < kLanes ? n - i : kLanes;
-    load_tail(v[0], x + i, left, kMinusInf);
-    weigh(v[0]);
-    if (w != nullptr) std::memcpy(w + i, &v[0], static_cast<size_t>(left) * sizeof(float));
-    add_to(sum, v[0]);
-  }
-  return reduce(sum);
+  return sums.total();
 }
 
 #undef TREADLE_INLINE
