@@ -1,0 +1,1 @@
+"""The parts behind :class:`treadle.chat_template.ChatTemplate`: sandbox, formats, messages."""

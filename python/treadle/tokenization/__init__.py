@@ -1,0 +1,1 @@
+"""The parts behind :class:`treadle.tokenizer.Tokenizer`: files, backends, pieces."""
