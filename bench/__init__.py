@@ -1,0 +1,1 @@
+"""Benchmarks: speed and memory, never correctness (that is what tests/ is for)."""

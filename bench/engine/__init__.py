@@ -1,0 +1,1 @@
+"""Whole-engine benchmarks against peers that run the same weights."""
