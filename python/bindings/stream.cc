@@ -18,7 +18,7 @@ Events wait(WaitSet& set, double timeout, double linger) {
   {
     py::gil_scoped_release unlocked;
     set.arm_announced();
-    if (set.empty()) return {};
+    if (set.size() == 0) return {};
   }
   wait_interruptibly(deadline_after(timeout),
                      [&](Clock::time_point until) { return set.signal().wait_until(until); });
@@ -43,8 +43,8 @@ void bind_stream(py::module_& m) {
   py::class_<WaitSet>(m, "WaitSet", "Waits on the outputs of many requests at once.")
       .def(py::init<bool>(), py::kw_only(), py::arg("with_fd") = false)
       .def("add", &WaitSet::add, py::arg("stream"), py::call_guard<py::gil_scoped_release>())
-      .def("remove", &WaitSet::remove, py::arg("id"), py::call_guard<py::gil_scoped_release>())
-      .def("arm", &WaitSet::arm, py::arg("id"), py::call_guard<py::gil_scoped_release>())
+      .def("remove", &WaitSet::remove, py::arg("wait_id"), py::call_guard<py::gil_scoped_release>())
+      .def("arm", &WaitSet::arm, py::arg("wait_id"), py::call_guard<py::gil_scoped_release>())
       .def("poll", &WaitSet::take, py::call_guard<py::gil_scoped_release>(),
            "What has been announced, without waiting; arms nothing.")
       .def(
@@ -52,6 +52,7 @@ void bind_stream(py::module_& m) {
           "Arms what was announced before, waits for an output (timeout < 0: for ever), then\n"
           "linger seconds more for others. Returns [(id, Output), ...]; [] at the timeout or when\n"
           "nothing is watched. Raises KeyboardInterrupt promptly.")
+      .def("__len__", &WaitSet::size)
       .def("fileno", [](WaitSet& set) { return set.signal().fileno(); });
 }
 

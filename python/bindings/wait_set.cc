@@ -58,9 +58,9 @@ std::vector<WaitSet::Event> WaitSet::take() {
   return events;
 }
 
-bool WaitSet::empty() const {
+size_t WaitSet::size() const {
   std::lock_guard lock(mutex_);
-  return streams_.empty();
+  return streams_.size();
 }
 
 void WaitSet::arm_locked(uint64_t id, Stream& stream) {

@@ -33,7 +33,7 @@ class WaitSet {
   /// Outputs of all announced streams, in order of announcement. Streams that are done leave the
   /// set.
   std::vector<Event> take();
-  bool empty() const;
+  size_t size() const;
 
   ReadySignal& signal() { return *signal_; }
 

@@ -1,0 +1,45 @@
+"""Progress bar of a slow load."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+#: Loads that are over sooner show nothing.
+DELAY_S = 1.0
+
+
+class LoadProgress:
+    """Context manager around a load; its ``callback`` gets (bytes done, bytes in all)."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._bar: Any = None
+
+    @property
+    def callback(self) -> Callable[[int, int], None] | None:
+        """None where nobody would see a bar."""
+        return self._update if sys.stderr is not None and sys.stderr.isatty() else None
+
+    def _update(self, done: int, total: int) -> None:
+        if self._bar is None:
+            from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+
+            self._bar = tqdm(
+                total=total,
+                desc=self._label,
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1024,
+                delay=DELAY_S,
+                leave=False,
+            )
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> LoadProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
