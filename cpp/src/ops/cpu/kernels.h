@@ -19,9 +19,9 @@ constexpr int kPanel = 64;
 /// Rows that one LinearTask may have.
 constexpr int kMaxTaskRows = 128;
 
-/// Depth of the panel slice that is converted to float once and used by all row tiles: 64 KiB, which
-/// stays in the second-level cache.
-constexpr int kSliceDepth = 256;
+/// Depth of the panel slice that all row tiles go through before the next slice: 128 KiB of 16-bit
+/// weights.
+constexpr int kSliceDepth = 1024;
 
 /// y[r][c] = sum over k, in order, of x[r][k] * panel[k][c], + bias[c].
 struct LinearTask {

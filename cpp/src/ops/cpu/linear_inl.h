@@ -7,9 +7,6 @@
 
 namespace treadle::ops::cpu {
 
-// Up to here a panel is converted as it is read, by every row tile anew.
-constexpr int kDirectRows = 12;
-
 /// Two panels at a time: twice the independent chains of one row.
 template <class V, class T>
 inline void two_panels(const float* x, const T* b0, const T* b1, int64_t depth, float* c0,
@@ -89,20 +86,22 @@ inline void linear_typed(const LinearTask& t) {
   if (t.rows == 1 && t.num_panels == 2 && V::kWidth == 16) {
     two_panels<V>(t.x, panels, panels + panel_elems, t.in_features, sums, sums + panel_floats);
   } else {
-    const bool direct = t.rows <= kDirectRows;
-    const int64_t depth = t.rows <= V::kTileRows ? t.in_features : kSliceDepth;
+    // Several row tiles read the panel: a slice of it stays in the second cache meanwhile.
+    const bool several = t.rows > V::kTileRows;
+    const int64_t depth = several ? kSliceDepth : t.in_features;
+    const bool converted = several && !V::kLoadConverts && sizeof(T) < sizeof(float);
     for (int p = 0; p < t.num_panels; ++p) {
       const T* panel = panels + p * panel_elems;
       float* c = sums + p * panel_floats;
       for (int64_t k = 0; k < t.in_features; k += depth) {
         const int64_t length = k + depth < t.in_features ? depth : t.in_features - k;
-        if (direct) {
-          multiply<V>(t.x + k, t.in_features, panel + k * kPanel, kPanel, length, c, kPanel, k > 0,
-                      t.rows, kVectors);
-        } else {
+        if (converted) {
           convert<V>(panel + k * kPanel, slice, length * kVectors);
           multiply<V>(t.x + k, t.in_features, slice, kPanel, length, c, kPanel, k > 0, t.rows,
                       kVectors);
+        } else {
+          multiply<V>(t.x + k, t.in_features, panel + k * kPanel, kPanel, length, c, kPanel, k > 0,
+                      t.rows, kVectors);
         }
       }
     }

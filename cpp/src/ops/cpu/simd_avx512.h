@@ -14,6 +14,7 @@ struct Avx512 {
   static constexpr int kWidth = 16;
   static constexpr int kTileRows = 6;  // 6 x 4 accumulators, 4 columns and a broadcast of 32 registers
   static constexpr int tile_vectors(int /*rows*/) { return 4; }
+  static constexpr bool kLoadConverts = true;  // loading 16-bit elements costs no more than loading floats
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float x) { return _mm512_set1_ps(x); }

@@ -15,6 +15,7 @@ struct Plain {
   static constexpr int kWidth = 4;
   static constexpr int kTileRows = 4;
   static constexpr int tile_vectors(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
+  static constexpr bool kLoadConverts = false;  // loading 16-bit elements is slow: convert once where they are used often
 
   static F zero() { return F{}; }
   static F set1(float x) { return F{x, x, x, x}; }
