@@ -10,6 +10,7 @@
 
 #include <gtest/gtest.h>
 
+#include "ops/cpu/isa.h"
 #include "ops/cpu/sample_select.h"
 
 namespace treadle::ops::cpu {
@@ -20,15 +21,13 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 // What this processor can run.
 std::vector<std::pair<std::string, const SampleKernels*>> all_kernels() {
-  std::vector<std::pair<std::string, const SampleKernels*>> list = {
-      {"generic", &kSampleKernelsGeneric}};
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (__builtin_cpu_supports("avx2")) list.emplace_back("avx2", &kSampleKernelsAvx2);
-  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
-    list.emplace_back("avx512", &kSampleKernelsAvx512);
+  std::vector<std::pair<std::string, const SampleKernels*>> list;
+  for (const Isa isa : supported_isas()) {
+    const SampleKernels* kernels = isa == Isa::kAvx512 ? sample_kernels_avx512()
+                                   : isa == Isa::kAvx2 ? sample_kernels_avx2()
+                                                       : sample_kernels_plain();
+    list.emplace_back(isa_name(isa), kernels);
   }
-#endif
   return list;
 }
 
@@ -115,7 +114,7 @@ TEST(SampleKernels, AllBuildsAgreeToTheBit) {
   for (int32_t n = 1; n <= 1000; n += 37) {
     std::vector<float> expected(static_cast<size_t>(n));
     const double sum =
-        kSampleKernelsGeneric.weights(x.data(), n, max, 0.7F, 0.01F, expected.data());
+        sample_kernels_plain()->weights(x.data(), n, max, 0.7F, 0.01F, expected.data());
     for (const auto& [name, k] : all_kernels()) {
       std::vector<float> w(static_cast<size_t>(n));
       EXPECT_EQ(k->weights(x.data(), n, max, 0.7F, 0.01F, w.data()), sum) << name << " " << n;

@@ -1,21 +1,22 @@
 #include "ops/cpu/sample_kernels.h"
 
+#include "ops/cpu/isa.h"
+
 namespace treadle::ops::cpu {
 
 const SampleKernels& sample_kernels() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  static const SampleKernels& chosen = []() -> const SampleKernels& {
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-      return kSampleKernelsAvx512;
+  static const SampleKernels* const chosen = [] {
+    switch (supported_isas().back()) {
+      case Isa::kAvx512:
+        return sample_kernels_avx512();
+      case Isa::kAvx2:
+        return sample_kernels_avx2();
+      case Isa::kPlain:
+        break;
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kSampleKernelsAvx2;
-    return kSampleKernelsGeneric;
+    return sample_kernels_plain();
   }();
-  return chosen;
-#else
-  return kSampleKernelsGeneric;
-#endif
+  return *chosen;
 }
 
 }  // namespace treadle::ops::cpu

@@ -24,12 +24,13 @@ struct SampleKernels {
   double (*weights)(const float* x, int32_t n, float max, float scale, float floor, float* w);
 };
 
-/// The kernels for this processor, chosen when first asked for.
+/// Those of the best instruction set that this processor runs.
 const SampleKernels& sample_kernels();
 
-// One table for each build of sample_kernels_impl.h.
-extern const SampleKernels kSampleKernelsGeneric;
-extern const SampleKernels kSampleKernelsAvx2;
-extern const SampleKernels kSampleKernelsAvx512;
+// One table for each build of sample_kernels_inl.h; null where the compiler does not know the
+// instruction set.
+const SampleKernels* sample_kernels_plain();
+const SampleKernels* sample_kernels_avx2();
+const SampleKernels* sample_kernels_avx512();
 
 }  // namespace treadle::ops::cpu

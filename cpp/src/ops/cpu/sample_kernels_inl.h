@@ -1,4 +1,4 @@
-// The body of sample_kernels_{generic,avx2,avx512}.cc: written once with the compiler's vector
+// The body of sample_kernels_{plain,avx2,avx512}.cc: written once with the compiler's vector
 // types, compiled for each instruction set. Everything has internal linkage, so that no build can
 // be taken for another by the linker.
 #pragma once
@@ -31,21 +31,25 @@ using Floats = float __attribute__((vector_size(kWidth * sizeof(float))));
 using Ints = int32_t __attribute__((vector_size(kWidth * sizeof(int32_t))));
 using Words = uint32_t __attribute__((vector_size(kWidth * sizeof(uint32_t))));
 using HalfFloats = float __attribute__((vector_size(kWidth / 2 * sizeof(float))));
-// As memory holds them: unaligned, and read and written as if they were floats. A memcpy may be cut
-// into halves by the compiler, whose stores the next load has to wait for.
-using FloatsInMemory =
-    float __attribute__((vector_size(kWidth * sizeof(float)), aligned(4), may_alias));
 using Doubles = double __attribute__((vector_size(kWidth / 2 * sizeof(double))));
 
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
 // Vectors are passed by reference: by value their calling convention depends on the instruction
 // set.
+// How memory holds them: at any address, read and written as if they were floats. (A memcpy may be
+// cut into halves by the compiler, whose stores the next load has to wait for.)
+struct __attribute__((packed, may_alias)) FloatsInMemory {
+  Floats v;
+};
+
 TREADLE_INLINE void load(Floats& v, const float* p) {
-  v = *reinterpret_cast<const FloatsInMemory*>(p);
+  v = reinterpret_cast<const FloatsInMemory*>(p)->v;
 }
 
-TREADLE_INLINE void store(float* p, const Floats& v) { *reinterpret_cast<FloatsInMemory*>(p) = v; }
+TREADLE_INLINE void store(float* p, const Floats& v) {
+  reinterpret_cast<FloatsInMemory*>(p)->v = v;
+}
 
 // A cast between vector types of one size keeps the bits.
 TREADLE_INLINE void keep_where(Floats& v, const Ints& mask) { v = (Floats)((Ints)v & mask); }
