@@ -2,9 +2,15 @@
 //
 // A row's logits go through, in this order: logit_bias, repetition, presence and frequency
 // penalties, barred tokens (-inf); logprobs are taken here (log_softmax); then temperature, top-k,
-// top-p, min-p, and a draw. temperature == 0 or top_k == 1 takes the largest logit, the lowest id
-// on a tie. The draw uses Philox4x32-10 keyed by (seed, stream) at counter = position, so it
-// depends on nothing but the request itself.
+// top-p, min-p, and a draw. temperature == 0 or top_k == 1 takes the largest logit.
+//
+// Tokens rank by logit, the lower id first on a tie; every filter keeps a head of that order: top-k
+// exactly k tokens, top-p the smallest head whose probability among the top-k reaches top_p (at
+// least one token), min-p those with at least min_p times the best one's probability. Bias and
+// penalties keep a finite logit finite: what overflows is clamped.
+//
+// The draw is the first kept token, by id, at which the running probability exceeds u =
+// sample_uniform(seed, stream, position) of ops/philox.h: it depends on nothing but the request.
 #pragma once
 
 #include <cstdint>
@@ -53,9 +59,10 @@ struct SampleParams {
   const SampleRow* rows = nullptr;  // [R]
   int32_t num_rows = 0;
   int32_t vocab = 0;
-  int32_t* tokens = nullptr;      // [R] chosen; -1 when the row has no finite logit (NaN, all barred)
+  int32_t* tokens = nullptr;      // [R] chosen; -1 when a logit is NaN or +inf, or all are -inf (barred)
   float* logprobs = nullptr;      // [R] of the chosen token, where asked for
-  TopLogprob* top = nullptr;      // [R][kMaxTopLogprobs], where asked for, best first
+  TopLogprob* top = nullptr;      // [R][kMaxTopLogprobs], where asked for, best first; (-1, -inf)
+                                  // where fewer tokens than asked for are above -inf
 };
 
 }  // namespace treadle::ops
