@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ class Conversation:
                 for (output,) in stream:
                     answer = output.text or ""
                     yield output
-                    # An end token ends the turn; a stop word of the caller's or the length does not.
+                    # Only an end token ends the turn, no stop word of the caller's and no length.
                     self._turn_closed = output.finish_reason == "stop"
             finally:
                 self.messages.append({"role": "assistant", "content": answer})
@@ -102,6 +103,10 @@ class Conversation:
         if not self._turn_closed:
             return False
         session = self._engine.session(self.session_id)
+        while session is not None and session.busy:
+            # The last output was shown an instant before the engine put the history away.
+            time.sleep(0.001)
+            session = self._engine.session(self.session_id)
         if session is None or not len(session.token_ids):
             return False
         return int(session.token_ids[-1]) in self._end_token_ids()

@@ -47,7 +47,7 @@ class Usage(NamedTuple):
 
 
 class SequenceOutput:
-    """One sequence so far. Unpacks to ``(res, tokens)``: all its token ids and how many they are."""
+    """One sequence so far. Unpacks to ``(res, tokens)``: all its token ids, and how many."""
 
     __slots__ = (
         "_logprobs",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,6 +18,7 @@ from treadle.generation_config import GenerationConfig
 from treadle.inference import ActiveRequest, RequestSpec
 from treadle.inputs import token_arrays
 from treadle.outputs import FinishReason, PositionLogprobs, SequenceOutput, TokenIds, Usage
+from treadle.progress import ProgressBar
 from treadle.request_pool import RequestPool
 from treadle.sampling import merge_configs
 
@@ -99,21 +99,29 @@ class Pipeline:
         wrong with one of several prompts is that Response's ``error``; the others are answered.
         """
         items, alone = _prompt_list(prompts)
+        finished = self.as_finished(items, gen_config, do_preprocess=do_preprocess, **overrides)
         answers: dict[int, list[Response]] = {}
-        specs = self._specs(items, gen_config, overrides, do_preprocess)
-        bar = _progress_bar(len(items), use_tqdm)
-        try:
-            for request in RequestPool(self.engine, specs, stream=False).run():
-                answers[request.spec.index] = [Response.of(s.take()) for s in request.states]
-                if bar is not None:
-                    bar.update()
-        finally:
-            if bar is not None:
-                bar.close()
+        with ProgressBar(len(items), use_tqdm) as bar:
+            for responses in finished:
+                answers[responses[0].index] = responses
+                bar.update()
         flat = [response for i in range(len(items)) for response in answers[i]]
         if not alone or len(flat) > 1:
             return flat
         return flat[0]
+
+    def as_finished(
+        self,
+        prompts: Sequence[Prompt],
+        gen_config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+        *,
+        do_preprocess: bool = True,
+        **overrides: Any,
+    ) -> Iterator[list[Response]]:
+        """Yields the n answers to a prompt when they are complete, the quickest prompt first."""
+        specs = self._specs(list(prompts), gen_config, overrides, do_preprocess)
+        requests = RequestPool(self.engine, specs, stream=False).run()
+        return ([Response.of(state.take()) for state in request.states] for request in requests)
 
     def stream_infer(
         self,
@@ -242,13 +250,3 @@ def _prompt_list(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool
                 f"prompts[{i}] is a {type(item).__name__}: it must be a str or a list of messages"
             )
     return items, False
-
-
-def _progress_bar(total: int, use_tqdm: bool | None) -> Any:
-    if use_tqdm is None:
-        use_tqdm = total > 1 and sys.stderr is not None and sys.stderr.isatty()
-    if not use_tqdm:
-        return None
-    from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
-
-    return tqdm(total=total, unit="prompt")

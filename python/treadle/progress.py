@@ -1,4 +1,4 @@
-"""Progress bar of a slow load."""
+"""Progress bars, on stderr."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 #: Loads that are over sooner show nothing.
-DELAY_S = 1.0
+LOAD_DELAY_S = 1.0
+
+
+def on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 class LoadProgress:
@@ -20,7 +24,7 @@ class LoadProgress:
     @property
     def callback(self) -> Callable[[int, int], None] | None:
         """None where nobody would see a bar."""
-        return self._update if sys.stderr is not None and sys.stderr.isatty() else None
+        return self._update if on_terminal() else None
 
     def _update(self, done: int, total: int) -> None:
         if self._bar is None:
@@ -32,12 +36,37 @@ class LoadProgress:
                 unit="B",
                 unit_scale=True,
                 unit_divisor=1024,
-                delay=DELAY_S,
+                delay=LOAD_DELAY_S,
                 leave=False,
             )
         self._bar.update(done - self._bar.n)
 
     def __enter__(self) -> LoadProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class ProgressBar:
+    """Context manager that counts prompts. ``show``: None shows it on a terminal when there are
+    several."""
+
+    def __init__(self, total: int, show: bool | None) -> None:
+        self._bar: Any = None
+        if show is None:
+            show = total > 1 and on_terminal()
+        if show:
+            from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+
+            self._bar = tqdm(total=total, unit="prompt")
+
+    def update(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:

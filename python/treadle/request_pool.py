@@ -37,8 +37,8 @@ class RequestPool:
         self._refused_by_queue: RequestSpec | None = None
 
     def run(self) -> Iterator[ActiveRequest]:
-        """Closing the iterator cancels what still runs. What the engine refuses is yielded, ended by
-        the error; only a closed or broken engine raises."""
+        """Closing the iterator cancels what still runs. What the engine refuses is yielded, ended
+        by the error; only a closed or broken engine raises."""
         started = time.monotonic()
         try:
             while True:

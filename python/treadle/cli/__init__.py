@@ -1,0 +1,5 @@
+"""The command line ``treadle``."""
+
+from treadle.cli.main import main
+
+__all__ = ["main"]
