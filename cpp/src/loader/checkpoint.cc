@@ -28,9 +28,9 @@ bool is_plain_name(const std::string& name) {
   std::vector<std::string> pickles;
   std::vector<std::string> others;
   std::error_code error;
-  for (const auto& file : fs::directory_iterator(directory, error)) {
-    const std::string name = file.path().filename().string();
-    const std::string type = file.path().extension().string();
+  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    const std::string type = it->path().extension().string();
     if (type == ".bin" || type == ".pt" || type == ".pth" || type == ".ckpt" || type == ".pkl") {
       pickles.push_back(name);
     } else if (type == ".safetensors" || type == ".gguf" || type == ".h5" || type == ".msgpack") {
@@ -122,8 +122,8 @@ void Checkpoint::prefetch(const Entry& entry) const noexcept {
   files_[entry.file].prefetch(entry.tensor.data);
 }
 
-void Checkpoint::drop(const Entry& entry) const noexcept {
-  files_[entry.file].drop(entry.tensor.data);
+void Checkpoint::drop(const Entry& entry, std::span<const std::byte> part) const noexcept {
+  files_[entry.file].drop(part);
 }
 
 }  // namespace treadle::loader

@@ -1,7 +1,9 @@
 // The weight files of a model directory: one safetensors file or an index of shards.
 #pragma once
 
+#include <cstddef>
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,8 +30,10 @@ class Checkpoint {
   const std::map<std::string, Entry, std::less<>>& entries() const { return entries_; }
   const std::string& file_name(const Entry& entry) const { return names_[entry.file]; }
 
+  /// Asks the system to read the tensor ahead.
   void prefetch(const Entry& entry) const noexcept;
-  void drop(const Entry& entry) const noexcept;
+  /// `part` of the entry's data is no longer needed; reading it again is slow but right.
+  void drop(const Entry& entry, std::span<const std::byte> part) const noexcept;
 
  private:
   void open(const std::string& directory, const std::string& name);

@@ -26,8 +26,8 @@ std::string cat(const Parts&... parts) {
 /// Throws Error(kUnsupported, "file: message").
 [[noreturn]] void fail_unsupported(const std::string& file, const std::string& message);
 
-/// The text in double quotes, control characters escaped, shortened to about `limit` bytes: names
-/// come from files that may be hostile.
+/// The text in double quotes, shortened to about `limit` bytes. Always valid UTF-8: names come from
+/// files that may be hostile, so control characters and stray bytes are escaped.
 std::string quote(std::string_view text, size_t limit = 100);
 
 /// "[2, 3]"

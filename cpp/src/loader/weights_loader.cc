@@ -1,6 +1,9 @@
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <functional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,6 +21,9 @@ using model::LayerWeights;
 using model::ModelSpec;
 using model::Weights;
 using Progress = std::function<void(int64_t, int64_t)>;
+
+// A table is uploaded in parts of this size, so that its pages can be given back on the way.
+constexpr size_t kUploadBytes = size_t{16} << 20;
 
 // Rows [row, row + rows) of a linear layer of the checkpoint.
 struct Segment {
@@ -59,6 +65,8 @@ class Loader {
   }
 
   void load(const ModelSpec& spec, const ModelNames& names, Weights& weights) {
+    // The biggest tensors first, while little else is held: a weight and the pages it is read from
+    // are in memory together for a moment.
     load_embedding(spec, names, weights);
     weights.layers.resize(names.layers.size());
     for (size_t i = 0; i < names.layers.size(); ++i) {
@@ -66,25 +74,28 @@ class Loader {
       load_layer(spec, names.layers[i], weights.layers[i], weights);
     }
     norm(names.final_norm, weights.final_norm, weights);
-    if (!spec.tied_embeddings) linear(whole({&names.head}), false, weights.head, weights);
-    ops_.synchronize(ops_.self, {});
   }
 
  private:
   const Tensor& tensor(const std::string& name) const { return checkpoint_.find(name)->tensor; }
 
   void load_embedding(const ModelSpec& spec, const ModelNames& names, Weights& weights) {
-    if (spec.tied_embeddings) {
-      linear(whole({&names.embedding}), false, weights.head, weights);
-      return;
+    const LinearName& head = spec.tied_embeddings ? names.embedding : names.head;
+    linear(whole({&head}), false, weights.head, weights);
+    if (spec.tied_embeddings) return;
+    const Checkpoint::Entry& entry = *checkpoint_.find(names.embedding.weight_name());
+    const std::span<const std::byte> table = entry.tensor.data;
+    weights.embedding_dtype = *entry.tensor.type->weight;
+    weights.embedding = ops_.alloc(ops_.self, table.size());
+    for (size_t begin = 0; begin < table.size(); begin += kUploadBytes) {
+      const auto part = table.subspan(begin, std::min(kUploadBytes, table.size() - begin));
+      ops_.upload(ops_.self, static_cast<std::byte*>(weights.embedding) + begin, part.data(),
+                  part.size(), {});
+      ops_.synchronize(ops_.self, {});
+      checkpoint_.drop(entry, part);
     }
-    const std::string name = names.embedding.weight_name();
-    const Tensor& table = tensor(name);
-    weights.embedding_dtype = *table.type->weight;
-    weights.embedding = ops_.alloc(ops_.self, table.data.size());
-    ops_.upload(ops_.self, weights.embedding, table.data.data(), table.data.size(), {});
-    weights.bytes += static_cast<int64_t>(table.data.size());
-    finish({name}, weights);
+    weights.bytes += static_cast<int64_t>(table.size());
+    finish({entry.tensor.name}, weights);
   }
 
   void load_layer(const ModelSpec& spec, const LayerNames& names, LayerWeights& layer,
@@ -112,8 +123,8 @@ class Loader {
     finish({name.name}, weights);
   }
 
-  // Stacks the segments into `out`. Segments of different types become float32 first: that is
-  // exact, and a fused weight has one type.
+  // Stacks the segments into `out`. Segments of different types become float32 first, which is
+  // exact: a fused weight has one type.
   void linear(const std::vector<Segment>& segments, bool silu_mul, ops::LinearWeight& out,
               Weights& weights) {
     const int64_t in = segments[0].linear->in;
@@ -122,21 +133,12 @@ class Loader {
       return *tensor(s.linear->weight_name()).type->weight != first;
     });
     std::vector<ops::WeightPiece> pieces;
-    std::vector<std::vector<float>> converted;
+    std::vector<std::vector<float>> copies;
     std::vector<float> bias;
     std::vector<std::string> used;
     int64_t rows = 0;
     for (const Segment& segment : segments) {
-      const Tensor& weight = tensor(segment.linear->weight_name());
-      const ops::DType dtype = *weight.type->weight;
-      const auto row_bytes = static_cast<int64_t>(ops::dtype_size(dtype)) * in;
-      ops::WeightPiece piece{weight.data.data() + segment.row * row_bytes, dtype, segment.rows};
-      if (mixed) {
-        std::vector<float>& copy = converted.emplace_back(segment.rows * in);
-        to_float(static_cast<const std::byte*>(piece.data), dtype, segment.rows * in, copy.data());
-        piece = {copy.data(), ops::DType::kF32, segment.rows};
-      }
-      pieces.push_back(piece);
+      pieces.push_back(piece_of(segment, mixed, copies));
       rows += segment.rows;
       if (segment.linear->bias) append_bias(segment, bias);
       note(segment, used);
@@ -147,6 +149,32 @@ class Loader {
     weights.bytes += rows * in * static_cast<int64_t>(ops::dtype_size(kept)) +
                      static_cast<int64_t>(bias.size() * sizeof(float));
     finish(used, weights);
+  }
+
+  // The segment's rows, where they are mapped or, converted to float32 or merely aligned, in a new
+  // one of `copies`.
+  ops::WeightPiece piece_of(const Segment& segment, bool convert,
+                            std::vector<std::vector<float>>& copies) const {
+    const Tensor& weight = tensor(segment.linear->weight_name());
+    const ops::DType dtype = *weight.type->weight;
+    const int64_t row_elements = segment.linear->in;
+    const int64_t count = segment.rows * row_elements;
+    const size_t size = ops::dtype_size(dtype);
+    const std::byte* data =
+        weight.data.data() + static_cast<size_t>(segment.row * row_elements) * size;
+    if (convert && dtype != ops::DType::kF32) {
+      std::vector<float>& copy = copies.emplace_back(static_cast<size_t>(count));
+      to_float(data, dtype, count, copy.data());
+      return {copy.data(), ops::DType::kF32, segment.rows};
+    }
+    // The format allows tensors at any byte, backends read whole elements.
+    if (reinterpret_cast<uintptr_t>(data) % size != 0) {
+      const size_t bytes = static_cast<size_t>(count) * size;
+      std::vector<float>& copy = copies.emplace_back((bytes + sizeof(float) - 1) / sizeof(float));
+      std::memcpy(copy.data(), data, bytes);
+      return {copy.data(), dtype, segment.rows};
+    }
+    return {data, dtype, segment.rows};
   }
 
   void append_bias(const Segment& segment, std::vector<float>& bias) const {
@@ -173,7 +201,7 @@ class Loader {
       const Checkpoint::Entry& entry = *checkpoint_.find(name);
       weights.num_parameters += entry.tensor.elements();
       done_ += static_cast<int64_t>(entry.tensor.data.size());
-      checkpoint_.drop(entry);
+      checkpoint_.drop(entry, entry.tensor.data);
     }
     report();
   }
