@@ -43,7 +43,8 @@ struct SampleRow {
 
   const int32_t* history = nullptr;  // [history_len] prompt, then output; repetition penalty
   int32_t history_len = 0;
-  int32_t output_begin = 0;  // history[output_begin..] was generated; presence and frequency penalty
+  int32_t output_begin =
+      0;  // history[output_begin..] was generated; presence and frequency penalty
 
   const LogitBias* bias = nullptr;  // [bias_count]
   int32_t bias_count = 0;
@@ -51,7 +52,8 @@ struct SampleRow {
   int32_t barred_count = 0;
 
   int32_t num_logprobs = -1;  // -1 none, 0 the chosen one, n also the top n (<= kMaxTopLogprobs)
-  int32_t forced_token = -1;  // >= 0: this token is "chosen" (logprobs of a prompt token); raw logits
+  int32_t forced_token =
+      -1;  // >= 0: this token is "chosen" (logprobs of a prompt token); raw logits
 };
 
 struct SampleParams {
@@ -59,10 +61,11 @@ struct SampleParams {
   const SampleRow* rows = nullptr;  // [R]
   int32_t num_rows = 0;
   int32_t vocab = 0;
-  int32_t* tokens = nullptr;      // [R] chosen; -1 when a logit is NaN or +inf, or all are -inf (barred)
-  float* logprobs = nullptr;      // [R] of the chosen token, where asked for
-  TopLogprob* top = nullptr;      // [R][kMaxTopLogprobs], where asked for, best first; (-1, -inf)
-                                  // where fewer tokens than asked for are above -inf
+  int32_t* tokens =
+      nullptr;  // [R] chosen; -1 when a logit is NaN or +inf, or all are -inf (barred)
+  float* logprobs = nullptr;  // [R] of the chosen token, where asked for
+  TopLogprob* top = nullptr;  // [R][kMaxTopLogprobs], where asked for, best first; (-1, -inf)
+                              // where fewer tokens than asked for are above -inf
 };
 
 }  // namespace treadle::ops
