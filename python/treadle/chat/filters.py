@@ -12,7 +12,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import SandboxedEnvironment
 
 from treadle.chat import guards
-from treadle.chat.budget import CURRENT, LimitError
+from treadle.chat.budget import CURRENT, WALK, LimitError
 
 # Not useful in a prompt, and with costs that are hard to bound.
 _REMOVED = frozenset(("pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr"))
@@ -97,7 +97,7 @@ def metered(function: Callable[..., Any], counted: bool = False) -> Callable[...
     @functools.wraps(function)  # keeps jinja's "pass the context" mark
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         budget = CURRENT.get()
-        budget.step()
+        budget.step(WALK)
         if counted:
             for argument in (*args[1:], *kwargs.values()):
                 guards.check_count(budget, argument)

@@ -69,7 +69,7 @@ def multiply(budget: Budget, left: Any, right: Any) -> Any:
         if isinstance(items, str) and isinstance(count, int):
             budget.text(len(items) * max(count, 0))
         elif isinstance(items, list | tuple) and isinstance(count, int):
-            budget.spend(budget.weigh(items) * max(count, 0))
+            budget.check(items, max(count, 0))
     if isinstance(left, int) and isinstance(right, int):
         budget.int_bits(left.bit_length() + right.bit_length())
     return left * right
@@ -85,7 +85,7 @@ def add(budget: Budget, left: Any, right: Any) -> Any:
     if isinstance(left, str) and isinstance(right, str):
         budget.text(len(left) + len(right))
     elif isinstance(left, list | tuple) and isinstance(right, list | tuple):
-        budget.step(1 + (len(left) + len(right)) // 16)
+        budget.spend(8 * (len(left) + len(right)))
     return left + right
 
 
@@ -119,7 +119,7 @@ def to_json(
         raise _refuse("the tojson indent", indent, _MAX_INDENT)
     if separators is not None and any(len(item) > _MAX_INDENT for item in separators):
         raise _refuse("a tojson separator", separators, _MAX_INDENT)
-    budget.spend(budget.weigh(value))
+    budget.check(value)
     encoder = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -13,9 +13,11 @@ from typing import Any
 from jinja2 import nodes, pass_context
 from jinja2.visitor import NodeTransformer
 
-from treadle.chat.budget import CURRENT
+from treadle.chat.budget import CURRENT, WALK
 
-_TEXT, _VALUE, _STEP = "treadle_text", "treadle_value", "treadle_step"
+_TEXT, _VALUE, _COMPARED, _STEP = (
+    f"treadle_{name}" for name in ("text", "value", "compared", "step")
+)
 
 
 @pass_context
@@ -32,13 +34,19 @@ def _value(_context: Any, value: Any) -> Any:
 
 
 @pass_context
+def _compared(_context: Any, value: Any) -> Any:
+    CURRENT.get().step(WALK)
+    return value
+
+
+@pass_context
 def _step(_context: Any, chars: int) -> str:
     """Pays for one pass through a body that writes this many literal characters."""
     CURRENT.get().spend(chars)
     return ""
 
 
-INTERNAL_FILTERS = {_TEXT: _text, _VALUE: _value, _STEP: _step}
+INTERNAL_FILTERS = {_TEXT: _text, _VALUE: _value, _COMPARED: _compared, _STEP: _step}
 _BODIES = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)
 
 
@@ -66,7 +74,7 @@ class Meter(NodeTransformer):
         self._visitors: dict[type[nodes.Node], Callable[[Any], nodes.Node]] = {
             nodes.Output: self._output,
             nodes.Concat: self._concat,
-            nodes.Compare: self._built,
+            nodes.Compare: self._compare,
             nodes.List: self._built,
             nodes.Dict: self._built,
             nodes.Tuple: self._tuple,
@@ -92,6 +100,10 @@ class Meter(NodeTransformer):
         self.generic_visit(node)
         node.nodes = [_call(_TEXT, child) for child in node.nodes]
         return node
+
+    def _compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        return _call(_COMPARED, node)
 
     def _built(self, node: nodes.Expr) -> nodes.Node:
         self.generic_visit(node)

@@ -14,12 +14,12 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 
 from treadle.chat import guards
-from treadle.chat.budget import CURRENT, LimitError
+from treadle.chat.budget import CURRENT, WALK, LimitError
 from treadle.chat.filters import metered, metered_filters
 from treadle.chat.globals import GLOBALS
 from treadle.chat.metering import INTERNAL_FILTERS, Meter
 
-_MAX_NODES = 20_000
+_MAX_NODES = 10_000
 
 
 class _Generation(Extension):
@@ -58,7 +58,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         tests: dict[str, Any] = dict(self.tests)
         self.tests.update({name: metered(test) for name, test in tests.items()})
         self.filters = {**metered_filters(self.filters), **INTERNAL_FILTERS}
-        self.globals.pop("lipsum", None)
+        for name in ("cycler", "lipsum"):  # no prompt needs them
+            self.globals.pop(name, None)
         self.globals.update(GLOBALS)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -87,7 +88,9 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         budget = CURRENT.get()
-        budget.step()
+        budget.step(WALK)
+        budget.check(args)  # a macro finds them in ``varargs`` and ``kwargs``
+        budget.check(kwargs)
         guarded = self._guard_of(obj)
         if guarded is not None:
             return budget.value(guarded(budget, obj.__self__, *args, **kwargs))
