@@ -4,8 +4,9 @@
 //
 // For the shapes of two models (tiny-chat: hidden 256, intermediate 768; 415M: hidden 896,
 // intermediate 4864): linear layers with float16 weights, in GB/s of weights for few tokens and
-// GFLOP/s for many, and attention. The weights of a run are cycled through copies, so that they come
-// from where they would come from in a model: memory, or the last cache if the model fits there.
+// GFLOP/s for many, and attention. The weights of a run are cycled through copies, so that they
+// come from where they would come from in a model: memory, or the last cache if the model fits
+// there.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -98,8 +99,8 @@ struct Bench {
       const double each = seconds / double(weights.size());
       const double bytes = work * 2 / each;
       const double flops = work * 2 * tokens / each;
-      std::printf("  %9.2f us %6.1f GB/s (%3.0f%%) %6.1f GFLOP/s (%3.0f%%)", each * 1e6, bytes * 1e-9,
-                  100 * bytes / read_rate, flops * 1e-9, 100 * flops / flop_rate);
+      std::printf("  %9.2f us %6.1f GB/s (%3.0f%%) %6.1f GFLOP/s (%3.0f%%)", each * 1e6,
+                  bytes * 1e-9, 100 * bytes / read_rate, flops * 1e-9, 100 * flops / flop_rate);
     };
     std::printf("%-10s %-8s %4d tokens", model.name, shape.name, tokens);
     report(all.median);

@@ -1,9 +1,9 @@
 // Paged causal attention by online softmax (arXiv:2205.14135), one KV block at a time.
 //
-// A row is one query head of one token; the rows of a task are all query heads that share a KV head,
-// for some consecutive tokens. Whatever rows a task has, a row goes through the same arithmetic: its
-// own blocks in order, in segments of kSegmentKeys that are merged in order. Keys it must not see
-// count as -inf, which leaves its state exactly as it was.
+// A row is one query head of one token; the rows of a task are all query heads that share a KV
+// head, for some consecutive tokens. Whatever rows a task has, a row goes through the same
+// arithmetic: its own blocks in order, in segments of kSegmentKeys that are merged in order. Keys
+// it must not see count as -inf, which leaves its state exactly as it was.
 #pragma once
 
 #include <limits>
@@ -14,7 +14,8 @@
 
 namespace treadle::ops::cpu {
 
-// From this many rows on, a block's K and V are converted to float once instead of by each row tile.
+// From this many rows on, a block's K and V are converted to float once instead of by each row
+// tile.
 constexpr int kConvertRows = 13;
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
@@ -197,7 +198,8 @@ struct AttentionRows {
     clear(s);
     const int lowest = first_key(first_pos);
     const int begin = index * kSegmentKeys > lowest ? index * kSegmentKeys : lowest;
-    const int end = (index + 1) * kSegmentKeys <= last_pos ? (index + 1) * kSegmentKeys : last_pos + 1;
+    const int end =
+        (index + 1) * kSegmentKeys <= last_pos ? (index + 1) * kSegmentKeys : last_pos + 1;
     if (begin >= end) return;
     for (int b = begin / kBlockTokens; b <= (end - 1) / kBlockTokens; ++b) block<T>(b, s);
   }
@@ -234,8 +236,8 @@ struct AttentionRows {
       total.max[r] = largest;
       total.sum[r] = total.sum[r] * lanes[0][0] + next.sum[r] * lanes[1][0];
       for (int i = 0; i < padded_dim; i += V::kWidth) {
-        V::store(out + i, V::fma(V::load(add + i), scale_next,
-                                 V::mul(V::load(out + i), scale_total)));
+        V::store(out + i,
+                 V::fma(V::load(add + i), scale_next, V::mul(V::load(out + i), scale_total)));
       }
     }
   }

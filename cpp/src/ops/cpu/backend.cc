@@ -29,8 +29,8 @@ void Backend::reserve_scratch(size_t floats_per_thread) {
   memory.release(scratch_);
   scratch_ = nullptr;
   scratch_stride_ = 0;
-  scratch_ = static_cast<float*>(
-      memory.allocate(size_t(pool.num_threads()) * wanted * sizeof(float)));
+  scratch_ =
+      static_cast<float*>(memory.allocate(size_t(pool.num_threads()) * wanted * sizeof(float)));
   scratch_stride_ = wanted;
 }
 

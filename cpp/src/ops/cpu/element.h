@@ -1,7 +1,7 @@
 // The 16-bit element types, and their conversion one element at a time.
 //
-// The functions are static because files built for different instruction sets include them: a shared
-// inline function could be linked from the wrong one.
+// The functions are static because files built for different instruction sets include them: a
+// shared inline function could be linked from the wrong one.
 #pragma once
 
 #include <bit>

@@ -1,5 +1,6 @@
-// The inner loops, one table of them for each instruction set: what one thread does with its piece of
-// an operation. The files beside this one that are named for the operations cut them into pieces.
+// The inner loops, one table of them for each instruction set: what one thread does with its piece
+// of an operation. The files beside this one that are named for the operations cut them into
+// pieces.
 //
 // Every output of a kernel is computed by one fixed chain of operations that does not depend on how
 // the work was cut, so results are bit-identical for any number of threads and any batch.

@@ -26,8 +26,8 @@ constexpr size_t kOwnRegionFrom = size_t{8} << 20;
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 [[noreturn]] void out_of_memory(size_t bytes) {
-  throw Error(ErrorCode::kOutOfMemory, "cannot allocate " + std::to_string(bytes) + " bytes: " +
-                                           std::to_string(available_memory()) +
+  throw Error(ErrorCode::kOutOfMemory, "cannot allocate " + std::to_string(bytes) +
+                                           " bytes: " + std::to_string(available_memory()) +
                                            " bytes are available");
 }
 
@@ -59,7 +59,8 @@ size_t available_memory() {
 #endif
   const char* groups[][2] = {
       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-      {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"},
+      {"/sys/fs/cgroup/memory/memory.limit_in_bytes",
+       "/sys/fs/cgroup/memory/memory.usage_in_bytes"},
   };
   for (const auto& [limit_path, usage_path] : groups) {
     const size_t limit = read_number(limit_path, kUnlimited);
@@ -75,8 +76,8 @@ size_t available_memory() {
 // One heap block for each allocation, so that AddressSanitizer sees its ends.
 void* Memory::allocate(size_t bytes) {
   const size_t size = round_up(std::max(bytes, size_t{1}), kAlignment);
-  void* ptr = size < bytes || size > available_memory() ? nullptr
-                                                        : std::aligned_alloc(kAlignment, size);
+  void* ptr =
+      size < bytes || size > available_memory() ? nullptr : std::aligned_alloc(kAlignment, size);
   if (ptr == nullptr) out_of_memory(bytes);
   std::memset(ptr, 0, size);
   const std::lock_guard lock(mutex_);
@@ -103,16 +104,15 @@ Memory::~Memory() {
 Memory::Region Memory::map(size_t bytes) {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t size = round_up(bytes, page);
-  if (size < bytes || size > std::numeric_limits<size_t>::max() - kHugePage) out_of_memory(bytes);
   // Pages are committed on first touch, so mmap itself seldom fails: without this check a pool that
   // does not fit would end in the system killing the process.
   if (bytes >= kOwnRegionFrom && size > available_memory()) out_of_memory(bytes);
   const size_t reserved = size + kHugePage;
-  void* mapped = mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* mapped =
+      mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) out_of_memory(bytes);
   char* first = static_cast<char*>(mapped);
-  char* base =
-      reinterpret_cast<char*>(round_up(reinterpret_cast<uintptr_t>(first), kHugePage));
+  char* base = reinterpret_cast<char*>(round_up(reinterpret_cast<uintptr_t>(first), kHugePage));
   if (base != first) munmap(first, static_cast<size_t>(base - first));
   char* end = first + reserved;
   if (base + size != end) munmap(base + size, static_cast<size_t>(end - (base + size)));
@@ -124,8 +124,8 @@ Memory::Region Memory::map(size_t bytes) {
 
 void* Memory::allocate(size_t bytes) {
   const std::lock_guard lock(mutex_);
+  if (bytes > std::numeric_limits<size_t>::max() / 2) out_of_memory(bytes);
   const size_t size = round_up(std::max(bytes, size_t{1}), kAlignment);
-  if (size < bytes) out_of_memory(bytes);
   auto region = regions_.end();
   if (size < kOwnRegionFrom) {
     region = std::find_if(regions_.begin(), regions_.end(), [size](const Region& r) {
@@ -149,9 +149,8 @@ void Memory::release(void* ptr) {
   const std::lock_guard lock(mutex_);
   const auto owner = region_of_.find(ptr);
   if (owner == region_of_.end()) return;
-  const auto region = std::find_if(regions_.begin(), regions_.end(), [&](const Region& r) {
-    return r.base == owner->second;
-  });
+  const auto region = std::find_if(regions_.begin(), regions_.end(),
+                                   [&](const Region& r) { return r.base == owner->second; });
   region_of_.erase(owner);
   if (--region->live > 0) return;
   munmap(region->base, region->size);

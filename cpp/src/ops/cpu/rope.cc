@@ -10,8 +10,7 @@ namespace {
 /// inv_freq of dynamic NTK scaling for a sequence of `length` tokens, as transformers computes it:
 /// base' = base * (factor * length / original - (factor - 1))^(d / (d - 2)).
 double dynamic_base(const RopeParams& p, int32_t length) {
-  const double stretch =
-      p.dynamic_factor * length / p.original_len - (p.dynamic_factor - 1.0);
+  const double stretch = p.dynamic_factor * length / p.original_len - (p.dynamic_factor - 1.0);
   const double d = p.rotary_dim;
   return p.dynamic_base * std::pow(stretch, d / (d - 2.0));
 }

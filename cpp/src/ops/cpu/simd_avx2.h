@@ -12,9 +12,11 @@ namespace treadle::ops::cpu {
 struct Avx2 {
   using F = __m256;
   static constexpr int kWidth = 8;
-  static constexpr int kTileRows = 6;  // 6 x 2 accumulators, 2 columns and a broadcast of 16 registers
+  static constexpr int kTileRows =
+      6;  // 6 x 2 accumulators, 2 columns and a broadcast of 16 registers
   static constexpr int tile_vectors(int rows) { return rows == 1 ? 8 : rows <= 3 ? 4 : 2; }
-  static constexpr bool kLoadConverts = true;  // loading 16-bit elements costs no more than loading floats
+  static constexpr bool kLoadConverts =
+      true;  // loading 16-bit elements costs no more than loading floats
 
   static F zero() { return _mm256_setzero_ps(); }
   static F set1(float x) { return _mm256_set1_ps(x); }

@@ -12,9 +12,11 @@ namespace treadle::ops::cpu {
 struct Avx512 {
   using F = __m512;
   static constexpr int kWidth = 16;
-  static constexpr int kTileRows = 6;  // 6 x 4 accumulators, 4 columns and a broadcast of 32 registers
+  static constexpr int kTileRows =
+      6;  // 6 x 4 accumulators, 4 columns and a broadcast of 32 registers
   static constexpr int tile_vectors(int /*rows*/) { return 4; }
-  static constexpr bool kLoadConverts = true;  // loading 16-bit elements costs no more than loading floats
+  static constexpr bool kLoadConverts =
+      true;  // loading 16-bit elements costs no more than loading floats
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float x) { return _mm512_set1_ps(x); }
@@ -30,7 +32,8 @@ struct Avx512 {
 
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
   static void store(F16* p, F x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
   static void store(BF16* p, F x) {
     // Round to nearest even on the bits; a NaN keeps its top bits and a quiet one set.

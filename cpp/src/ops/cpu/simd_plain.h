@@ -10,12 +10,13 @@
 namespace treadle::ops::cpu {
 
 struct Plain {
-  typedef float F __attribute__((vector_size(16)));  // NOLINT(modernize-use-using)
+  typedef float F __attribute__((vector_size(16)));    // NOLINT(modernize-use-using)
   typedef int32_t I __attribute__((vector_size(16)));  // NOLINT(modernize-use-using)
   static constexpr int kWidth = 4;
   static constexpr int kTileRows = 4;
   static constexpr int tile_vectors(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
-  static constexpr bool kLoadConverts = false;  // loading 16-bit elements is slow: convert once where they are used often
+  static constexpr bool kLoadConverts =
+      false;  // loading 16-bit elements is slow: convert once where they are used often
 
   static F zero() { return F{}; }
   static F set1(float x) { return F{x, x, x, x}; }
@@ -69,8 +70,8 @@ struct Plain {
   }
   /// 2^n for integral n in [-126, 127].
   static F pow2(F n) {
-    const I e = {static_cast<int32_t>(n[0]), static_cast<int32_t>(n[1]),
-                 static_cast<int32_t>(n[2]), static_cast<int32_t>(n[3])};
+    const I e = {static_cast<int32_t>(n[0]), static_cast<int32_t>(n[1]), static_cast<int32_t>(n[2]),
+                 static_cast<int32_t>(n[3])};
     return std::bit_cast<F>((e + 127) << 23);
   }
   /// x where threshold <= key (or unordered), else 0.

@@ -8,8 +8,8 @@
 
 namespace treadle::ops::cpu {
 
-/// c[R][N] = (accumulate ? c : 0) + a[R][depth] b[depth][N] with N = NV vectors. Each element is one
-/// chain of fused multiply-adds in the order of k; c keeps its exact value between calls.
+/// c[R][N] = (accumulate ? c : 0) + a[R][depth] b[depth][N] with N = NV vectors. Each element is
+/// one chain of fused multiply-adds in the order of k; c keeps its exact value between calls.
 template <class V, int R, int NV, class T>
 inline void tile(const float* a, ptrdiff_t lda, const T* b, ptrdiff_t ldb, int64_t depth, float* c,
                  ptrdiff_t ldc, bool accumulate) {

@@ -119,8 +119,8 @@ inline void qkv_typed(const QkvParams& p, int64_t begin, int64_t end, float* scr
       prepare_head<V>(p, in, p.q_norm, cos, sin, q_scale, q);
     }
 
-    const int32_t* table = p.batch.block_tables + size_t(p.batch.token_sequence[t]) *
-                                                      size_t(p.batch.block_table_stride);
+    const int32_t* table = p.batch.block_tables +
+                           size_t(p.batch.token_sequence[t]) * size_t(p.batch.block_table_stride);
     const int slot = position % kBlockTokens;
     T* k_base = static_cast<T*>(kv.base) +
                 size_t(table[position / kBlockTokens]) * kv.block_elems() +

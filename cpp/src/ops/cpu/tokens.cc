@@ -46,10 +46,9 @@ void embed(Backend& b, const EmbedParams& p) {
 }
 
 void rms_norm(Backend& b, const RmsNormParams& p) {
-  b.pool.parallel_ranges(p.num_tokens, token_grain(p.hidden),
-                         [&](int64_t begin, int64_t end, int /*thread*/) {
-                           b.kernels->rms_norm(p, begin, end);
-                         });
+  b.pool.parallel_ranges(
+      p.num_tokens, token_grain(p.hidden),
+      [&](int64_t begin, int64_t end, int /*thread*/) { b.kernels->rms_norm(p, begin, end); });
 }
 
 void qkv(Backend& b, const QkvParams& p) {
@@ -64,13 +63,13 @@ void qkv(Backend& b, const QkvParams& p) {
 void gather(Backend& b, const GatherParams& p) {
   const float* in = static_cast<const float*>(p.in);
   float* out = static_cast<float*>(p.out);
-  b.pool.parallel_ranges(
-      p.num_rows, token_grain(p.hidden), [&](int64_t begin, int64_t end, int /*thread*/) {
-        for (int64_t r = begin; r < end; ++r) {
-          std::memcpy(out + r * p.hidden, in + int64_t{p.rows[r]} * p.hidden,
-                      size_t(p.hidden) * sizeof(float));
-        }
-      });
+  b.pool.parallel_ranges(p.num_rows, token_grain(p.hidden),
+                         [&](int64_t begin, int64_t end, int /*thread*/) {
+                           for (int64_t r = begin; r < end; ++r) {
+                             std::memcpy(out + r * p.hidden, in + int64_t{p.rows[r]} * p.hidden,
+                                         size_t(p.hidden) * sizeof(float));
+                           }
+                         });
 }
 
 void copy_block(Backend& b, const CopyBlockParams& p) {
