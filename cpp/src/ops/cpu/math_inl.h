@@ -3,10 +3,9 @@
 
 namespace treadle::ops::cpu {
 
-/// e^x to 1 ulp for x in [-87.3, 88.3]; exactly 1 at 0, 0 below (softmax relies on both), and e^88.3
-/// above. NaN stays NaN.
-/// x = n ln 2 + r with |r| <= ln(2) / 2, e^x = 2^n e^r; e^r by a minimax polynomial of
-/// (e^r - 1 - r) / r^2, error below 2^-28.
+/// e^x to 1 ulp for x in [-87.3, 88.3]; exactly 1 at 0, 0 below (softmax relies on both), and
+/// e^88.3 above. NaN stays NaN. x = n ln 2 + r with |r| <= ln(2) / 2, e^x = 2^n e^r; e^r by a
+/// minimax polynomial of (e^r - 1 - r) / r^2, error below 2^-28.
 template <class V>
 inline typename V::F exp(typename V::F x) {
   using F = typename V::F;

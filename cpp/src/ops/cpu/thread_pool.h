@@ -2,8 +2,8 @@
 //
 // One thread at a time (the engine's) calls parallel_for; it takes part in the work. Indices are
 // handed out one by one, so a thread that the system has suspended holds up at most the index it is
-// working on. Between regions the workers spin for some tens of microseconds and then sleep: an idle
-// pool uses no CPU.
+// working on. Between regions the workers spin for some tens of microseconds and then sleep: an
+// idle pool uses no CPU.
 #pragma once
 
 #include <atomic>
@@ -27,10 +27,10 @@ class ThreadPool {
 
   int num_threads() const { return num_threads_; }
 
-  /// Calls fn(index, thread) once for every index in [0, count), in any order and on any thread, and
-  /// returns when all calls have. `thread` in [0, num_threads()) names the scratch space a call may
-  /// use. fn must not throw and must not call parallel_for. count <= 2^30. Indices are handed out in
-  /// order, so the longest should come first.
+  /// Calls fn(index, thread) once for every index in [0, count), in any order and on any thread,
+  /// and returns when all calls have. `thread` in [0, num_threads()) names the scratch space a call
+  /// may use. fn must not throw and must not call parallel_for. count <= 2^30. Indices are handed
+  /// out in order, so the longest should come first.
   template <typename Fn>
   void parallel_for(int64_t count, Fn&& fn) {
     if (num_threads_ == 1 || count <= 1) {
@@ -42,8 +42,8 @@ class ThreadPool {
         [](void* body, int64_t index, int thread) { (*static_cast<Body*>(body))(index, thread); });
   }
 
-  /// Calls fn(begin, end, thread) over [0, count) cut into pieces of at least `grain`, a few for each
-  /// thread.
+  /// Calls fn(begin, end, thread) over [0, count) cut into pieces of at least `grain`, a few for
+  /// each thread.
   template <typename Fn>
   void parallel_ranges(int64_t count, int64_t grain, Fn&& fn) {
     if (count <= 0) return;
