@@ -157,14 +157,19 @@ TEST(SampleSelect, TopIsTheHeadOfAFullSort) {
 
 TEST(SampleSelect, MassIsTheShortestHeadThatReachesIt) {
   std::mt19937 rng(8);
-  for (const size_t n : {1U, 2U, 31U, 33U, 64U, 1000U}) {
+  for (const size_t n : {1U, 2U, 31U, 33U, 64U, 1000U, 5000U}) {
     for (int round = 0; round < 50; ++round) {
       std::vector<Candidate> order;
       double total = 0.0;
       for (size_t i = 0; i < n; ++i) {
         // Whole weights add up without rounding, so that exact hits can be tested.
         const float weight = static_cast<float>(1 + rng() % 8);
-        order.push_back({weight, weight, static_cast<int32_t>(i)});
+        // Some rounds have nothing to cut into slices, some numbers that are far too wide apart.
+        const float logit = round % 10 == 1 ? 1.0F
+                            : round % 10 == 2
+                                ? (weight - 4.0F) * 0.25F * std::numeric_limits<float>::max()
+                                : weight;
+        order.push_back({logit, weight, static_cast<int32_t>(i)});
         total += weight;
       }
       std::sort(order.begin(), order.end(), ranks_before);

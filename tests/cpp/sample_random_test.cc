@@ -155,7 +155,7 @@ TEST(SampleRandom, EqualsTheReferenceOnRandomRows) {
 TEST(SampleRandom, LargeVocabulariesEqualTheReference) {
   constexpr int32_t kVocab = 40000;
   std::mt19937 rng(5);
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < 16; ++round) {
     RandomCase c = random_case(rng, kVocab);
     if (round % 4 == 0) std::sort(c.logits.begin(), c.logits.end());  // the worst for a selection
     if (round % 4 == 1) c.row.top_k = kVocab / 2;

@@ -9,17 +9,15 @@ namespace {
 
 int32_t block_size(int32_t begin, int32_t vocab) { return std::min(kWeightBlock, vocab - begin); }
 
-// Walks weights[0..n) from `running` and returns the index at which it exceeds target. Rounding may
-// have put the target past the end: then the last weight above 0. -1 when there is none.
+// Walks weights[0..n) from `running` <= target and returns the index at which it exceeds the target.
+// Rounding may have put that past the end: then the last weight above 0. -1 when there is none.
 int32_t walk(const float* weights, int32_t n, double running, double target) {
-  int32_t last = -1;
   for (int32_t i = 0; i < n; ++i) {
-    if (!(weights[i] > 0.0F)) continue;
-    last = i;
     running += weights[i];
-    if (running > target) break;
+    if (running > target) return i;
   }
-  return last;
+  while (n > 0 && !(weights[n - 1] > 0.0F)) --n;
+  return n - 1;
 }
 
 }  // namespace

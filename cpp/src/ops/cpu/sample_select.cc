@@ -1,6 +1,7 @@
 #include "ops/cpu/sample_select.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 namespace treadle::ops::cpu {
@@ -10,6 +11,40 @@ constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
 // Candidates are taken this many tokens at a time before the next search for one.
 constexpr int32_t kStride = 64;
+
+using Iterator = std::vector<Candidate>::iterator;
+
+// The part of the candidates in which the head that reaches a mass ends.
+struct HeadEnd {
+  Iterator low, high;
+  double before;  // weight of what stands in front of low
+};
+
+// One pass over slices of the range of logits narrows a long list down to one slice. Leaves the
+// list as it is when the logits cannot be cut into slices.
+HeadEnd narrow_by_slices(HeadEnd end, double mass) {
+  constexpr int32_t kSlices = 1024;
+  float best = end.low->logit;
+  float worst = best;
+  for (auto c = end.low; c != end.high; ++c) {
+    best = std::max(best, c->logit);
+    worst = std::min(worst, c->logit);
+  }
+  const float per_logit = (kSlices - 1) / (best - worst);
+  if (!std::isfinite(per_logit) || !std::isfinite(best - worst)) return end;
+  const auto slice_of = [=](const Candidate& c) {
+    return std::min(static_cast<int32_t>((best - c.logit) * per_logit), kSlices - 1);
+  };
+  double masses[kSlices] = {};
+  for (auto c = end.low; c != end.high; ++c) masses[slice_of(*c)] += c->weight;
+  int32_t slice = 0;
+  while (slice < kSlices - 1 && end.before + masses[slice] < mass) end.before += masses[slice++];
+  end.low =
+      std::partition(end.low, end.high, [&](const Candidate& c) { return slice_of(c) < slice; });
+  end.high =
+      std::partition(end.low, end.high, [&](const Candidate& c) { return slice_of(c) == slice; });
+  return end;
+}
 
 }  // namespace
 
@@ -51,10 +86,10 @@ void select_above(const SampleKernels& kernels, const float* logits, int32_t n, 
 }
 
 size_t select_mass(std::vector<Candidate>& candidates, double mass) {
+  HeadEnd end{candidates.begin(), candidates.end(), 0.0};
+  if (candidates.size() > 4096) end = narrow_by_slices(end, mass);
   // Halves the range that holds the end of the head, as a quickselect by weight would.
-  auto low = candidates.begin();
-  auto high = candidates.end();
-  double before = 0.0;  // weight of what stands in front of low
+  auto [low, high, before] = end;
   while (high - low > 32) {
     const auto middle = low + (high - low) / 2;
     std::nth_element(low, middle, high, ranks_before);
