@@ -9,8 +9,9 @@ namespace {
 
 int32_t block_size(int32_t begin, int32_t vocab) { return std::min(kWeightBlock, vocab - begin); }
 
-// Walks weights[0..n) from `running` <= target and returns the index at which it exceeds the target.
-// Rounding may have put that past the end: then the last weight above 0. -1 when there is none.
+// Walks weights[0..n) from `running` <= target and returns the index at which it exceeds the
+// target. Rounding may have put that past the end: then the last weight above 0. -1 when there is
+// none.
 int32_t walk(const float* weights, int32_t n, double running, double target) {
   for (int32_t i = 0; i < n; ++i) {
     running += weights[i];
