@@ -83,7 +83,11 @@ class Conversation:
                 if error.code != "template_not_incremental":
                     raise
         messages = [*self.messages, {"role": "user", "content": question}]
-        ids = self._engine.tokenizer.encode(self._engine.model.messages2prompt(messages))
+        template = self._engine.model
+        # A chat format's text brings its own BOS, if any.
+        ids = self._engine.tokenizer.encode(
+            template.messages2prompt(messages), add_bos=None if template.is_plain else False
+        )
         return self._generator.stream_infer(
             self.session_id, ids, gen_config, sequence_start=True, **overrides
         )

@@ -184,7 +184,11 @@ class Pipeline:
     ) -> RequestSpec:
         tokenizer = self.engine.tokenizer
         if do_preprocess:
-            ids = tokenizer.encode(self.engine.model.messages2prompt(item))
+            template = self.engine.model
+            # A chat format's text brings its own BOS, if any.
+            ids = tokenizer.encode(
+                template.messages2prompt(item), add_bos=None if template.is_plain else False
+            )
         elif isinstance(item, str):
             ids = tokenizer.encode(item)
         else:
