@@ -18,8 +18,9 @@ KvCache::KvCache(int32_t num_blocks)
     : index_(num_blocks), pool_(num_blocks, [this](BlockId b) { index_.erase(b); }) {}
 
 bool KvCache::tail_alive(const SessionTail& tail) const {
+  // Another continuation may have filled the block up: then it is indexed, and nobody writes to it.
   return tail.block != kNoBlock && pool_.state(tail.block) != BlockState::kFree &&
-         pool_.stamp(tail.block) == tail.stamp;
+         pool_.stamp(tail.block) == tail.stamp && !index_.contains(tail.block);
 }
 
 int32_t KvCache::match(std::span<const int32_t> ids, ContentKey root, const SessionTail& tail,
@@ -76,9 +77,19 @@ void KvCache::commit(SequenceKv& seq, std::span<const int32_t> ids, int32_t num_
   seq.num_tokens = num_tokens;
   const int32_t limit = std::min(num_tokens, seq.share_limit);
   for (; (seq.num_indexed + 1) * kTokens <= limit; ++seq.num_indexed) {
-    const BlockId block = seq.blocks[seq.num_indexed];
-    seq.last_key = index_.insert(block, seq.last_key, tokens_of_block(ids, seq.num_indexed));
-    if (index_.contains(block)) pool_.set_keep(block, true);
+    BlockId& block = seq.blocks[seq.num_indexed];
+    const BlockId holder =
+        index_.insert(block, seq.last_key, tokens_of_block(ids, seq.num_indexed));
+    if (holder != block) {
+      // Computed twice. Going on with the indexed one frees memory, and keeps a block from being
+      // evicted before those that follow it.
+      pool_.retain(holder);
+      pool_.set_keep(block, false);
+      pool_.release(block);
+      block = holder;
+    }
+    pool_.set_keep(block, true);
+    seq.last_key = index_.key(block);
   }
 }
 
@@ -107,7 +118,7 @@ void KvCache::release(SequenceKv& seq, SessionTail* tail) {
 }
 
 void KvCache::drop_tail(SessionTail& tail) {
-  if (tail_alive(tail) && !index_.contains(tail.block)) pool_.set_keep(tail.block, false);
+  if (tail_alive(tail)) pool_.set_keep(tail.block, false);
   tail = {};
 }
 

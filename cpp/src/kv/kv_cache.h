@@ -17,15 +17,16 @@ namespace treadle::kv {
 /// The blocks of one sequence: block i holds positions [64 i, 64 i + 64).
 struct SequenceKv {
   std::vector<BlockId> blocks;
-  int32_t num_tokens = 0;  // positions [0, num_tokens) hold the KV of the sequence's tokens
-  int32_t num_indexed = 0;            // leading blocks that went through the prefix index
+  int32_t num_tokens = 0;   // positions [0, num_tokens) hold the KV of the sequence's tokens
+  int32_t num_indexed = 0;  // leading blocks that went through the prefix index
   ContentKey last_key = kSharedRoot;  // content key of the last of them, or the root
   /// Positions from here on are neither reused nor offered for reuse: with dynamic NTK their keys
   /// are rotated in a way that only this request knows.
   int32_t share_limit = std::numeric_limits<int32_t>::max();
 };
 
-/// What a session remembers of its last, partly filled block. Valid until the block is evicted.
+/// What a session remembers of its last, partly filled block. Valid until the block is evicted or
+/// filled up by somebody else.
 struct SessionTail {
   BlockId block = kNoBlock;
   uint32_t stamp = 0;
@@ -63,8 +64,9 @@ class KvCache {
   /// replaced by a copy, added to `copies`. All or nothing: false when there are too few blocks.
   bool reserve(SequenceKv& seq, int32_t num_tokens, std::vector<BlockCopy>& copies);
 
-  /// The step that wrote positions up to num_tokens is done; blocks that became full are indexed.
-  /// `ids` are the sequence's tokens, at least num_tokens of them.
+  /// The step that wrote positions up to num_tokens is done; blocks that became full are indexed,
+  /// or given back for the block that already holds the same. `ids` are the sequence's tokens, at
+  /// least num_tokens of them.
   void commit(SequenceKv& seq, std::span<const int32_t> ids, int32_t num_tokens);
 
   /// `child` (empty) gets the same blocks.

@@ -1,6 +1,7 @@
 #include "kv/prefix_index.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cstring>
 
 namespace treadle::kv {
@@ -20,6 +21,10 @@ uint64_t hash_block(ContentKey parent, BlockTokens tokens) {
 
 }  // namespace
 
+PrefixIndex::PrefixIndex(int32_t num_blocks) : nodes_(static_cast<size_t>(num_blocks)) {
+  by_hash_.reserve(nodes_.size());  // or it would grow, all at once, in the middle of a step
+}
+
 BlockId PrefixIndex::find(ContentKey parent, BlockTokens tokens) const {
   auto [it, end] = by_hash_.equal_range(hash_block(parent, tokens));
   for (; it != end; ++it) {
@@ -29,15 +34,16 @@ BlockId PrefixIndex::find(ContentKey parent, BlockTokens tokens) const {
   return kNoBlock;
 }
 
-ContentKey PrefixIndex::insert(BlockId block, ContentKey parent, BlockTokens tokens) {
-  if (BlockId twin = find(parent, tokens); twin != kNoBlock) return nodes_[twin].key;
+BlockId PrefixIndex::insert(BlockId block, ContentKey parent, BlockTokens tokens) {
+  assert(!contains(block));
+  if (const BlockId twin = find(parent, tokens); twin != kNoBlock) return twin;
   Node& node = nodes_[block];
   node.key = next_key_++;
   node.parent = parent;
   node.hash = hash_block(parent, tokens);
   std::ranges::copy(tokens, node.tokens.begin());
   by_hash_.emplace(node.hash, block);
-  return node.key;
+  return block;
 }
 
 void PrefixIndex::erase(BlockId block) {

@@ -24,14 +24,14 @@ using BlockTokens = std::span<const int32_t, ops::kBlockTokens>;
 
 class PrefixIndex {
  public:
-  explicit PrefixIndex(int32_t num_blocks) : nodes_(static_cast<size_t>(num_blocks)) {}
+  explicit PrefixIndex(int32_t num_blocks);
 
   /// The block that holds `tokens` after `parent`, or kNoBlock.
   BlockId find(ContentKey parent, BlockTokens tokens) const;
 
-  /// Registers a block and returns its key. When another block already holds the same content that
-  /// one stays registered, and its key is returned, so that children of both meet.
-  ContentKey insert(BlockId block, ContentKey parent, BlockTokens tokens);
+  /// Registers a block, which must not be registered, and returns it; or, when another block
+  /// already holds the same content, returns that one.
+  BlockId insert(BlockId block, ContentKey parent, BlockTokens tokens);
 
   /// Forgets a block; nothing when it is not registered.
   void erase(BlockId block);
