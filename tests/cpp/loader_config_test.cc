@@ -188,6 +188,10 @@ TEST(Config, ReadsInternlm3) {
   const ModelSpec renamed =
       spec_of("InternLM3ForCausalLM", R"({"attention_bias": true, "mlp_bias": true})");
   EXPECT_TRUE(renamed.qkv_bias && renamed.o_bias && renamed.mlp_bias);
+  // transformers runs this family on its Llama class and says so.
+  const ModelSpec saved = spec_of("LlamaForCausalLM", R"({"model_type": "internlm3"})");
+  EXPECT_EQ(saved.family, "internlm3");
+  EXPECT_EQ(saved.architecture, "LlamaForCausalLM");
   refused(ErrorCode::kInvalidModel, {"attention_bias is false: contradicts qkv_bias"},
           R"({"qkv_bias": true, "attention_bias": false})", "InternLM3ForCausalLM");
 }

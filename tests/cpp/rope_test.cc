@@ -2,6 +2,7 @@
 #include "model/rope.h"
 
 #include <array>
+#include <ostream>
 #include <string>
 
 #include <gtest/gtest.h>
@@ -19,6 +20,9 @@ struct Case {
   std::array<double, 6> inv_freq;  // at kIndices
   double attention_factor = 1.0;
 };
+
+// GoogleTest finds this by its name; the bytes it would print instead are no help.
+void PrintTo(const Case& rope_case, std::ostream* out) { *out << rope_case.name; }
 
 RopeSpec rope_of(const std::string& rope) {
   return loader::parse_spec(R"({"architectures": ["LlamaForCausalLM"], "hidden_size": 256,

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "loader/config_common.h"
 #include "loader/families.h"
@@ -23,7 +24,8 @@ model::ModelSpec make_spec(const Json& config_json, const Json* generation_json)
   const Family& family = find_family(config);
   refuse_unsupported(config);
   model::ModelSpec spec;
-  spec.architecture = family.architecture;
+  const std::vector<std::string> named = config.strings("architectures");
+  spec.architecture = named.empty() ? family.architecture : named[0];
   spec.family = family.name;
   family.read(config, spec);
   read_eos(config, spec);

@@ -99,7 +99,7 @@ constexpr std::array<Family, 7> kFamilies = {{
     {"Qwen3ForCausalLM", "qwen3", "qwen3", read_qwen3},
     {"InternLMForCausalLM", "internlm", "internlm", read_internlm},
     {"InternLM2ForCausalLM", "internlm2", "internlm2", read_internlm2},
-    {"InternLM3ForCausalLM", "internlm3", "internlm3", read_internlm3},
+    {"InternLM3ForCausalLM", "internlm3", "internlm3", read_internlm3, "LlamaForCausalLM"},
 }};
 
 std::string known_architectures() {
@@ -134,6 +134,7 @@ const Family& find_family(const Fields& config) {
   }
   // The spelling of the first Llama conversions.
   const std::string& name = names[0] == "LLaMAForCausalLM" ? kFamilies[0].architecture : names[0];
+  if (typed != nullptr && name == typed->also) return *typed;
   for (const Family& family : kFamilies) {
     if (name != family.architecture) continue;
     if (typed != nullptr && typed != &family) {

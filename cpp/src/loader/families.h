@@ -14,6 +14,8 @@ struct Family {
   const char* model_type;    // as config.json's "model_type" names it
   const char* name;          // ModelSpec::family
   void (*read)(const Fields& config, model::ModelSpec& spec);
+  // Architecture that transformers writes where it runs the family on another family's class.
+  const char* also = "";
 };
 
 /// All families, in the order messages list them.
