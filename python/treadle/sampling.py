@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treadle import _checks as check
+from treadle.bad_words import BadWords
 from treadle.errors import ConfigError, InvalidArgumentError, TreadleError
 from treadle.generation_config import GenerationConfig
 from treadle.tokenization.files import read_json_if_exists
@@ -99,24 +100,6 @@ def split_words(field: str, words: object, vocab_size: int) -> tuple[list[str], 
     return texts, sequences
 
 
-def bad_word_variants(tokenizer: Tokenizer, word: str) -> list[list[int]]:
-    """The token sequences a model would write a word with: at the start of a text, behind a space
-    and in the middle of a line."""
-    text = word.strip() or word
-    variants = [
-        tokenizer.encode(text, add_bos=None if tokenizer.bos_token_id is None else False),
-        tokenizer.encode(" " + text, add_bos=None if tokenizer.bos_token_id is None else False),
-        tokenizer.encode(text, continuation=True),
-        tokenizer.encode(" " + text, continuation=True),
-    ]
-    unique: list[list[int]] = []
-    for ids in variants:
-        # A variant that begins with a lone space token bars the word by its other tokens anyway.
-        if ids and ids not in unique and tokenizer.decode(ids).strip() == text.strip():
-            unique.append(ids)
-    return unique
-
-
 class ConfigResolver:
     """Knows one model's defaults, vocabulary and end words. Thread safe."""
 
@@ -132,6 +115,7 @@ class ConfigResolver:
         self._vocab_size = vocab_size
         self._tokenizer = tokenizer
         self._template_stop_words = template_stop_words
+        self._words: BadWords | None = None
 
     def resolve(
         self, config: GenerationConfig | None, overrides: Mapping[str, Any]
@@ -220,8 +204,11 @@ class ConfigResolver:
 
     def _bad_words(self, config: GenerationConfig) -> list[list[int]]:
         texts, sequences = split_words("bad_words", config.bad_words, self._vocab_size)
+        if texts and self._words is None:
+            self._words = BadWords(self._tokenizer())
         for text in texts:
-            sequences += bad_word_variants(self._tokenizer(), text)
+            assert self._words is not None
+            sequences += self._words.sequences(text)
         return sequences
 
     def _set_stops(self, params: _engine.SamplingParams, config: GenerationConfig) -> list[str]:

@@ -66,8 +66,8 @@ class Chat:
                 line = self._read()
                 if line is None or line in ("/exit", "/quit"):
                     return 0
-                interrupted = False
                 if line:
+                    interrupted = False
                     self._answer(line)
             except KeyboardInterrupt:
                 print(file=sys.stderr)
