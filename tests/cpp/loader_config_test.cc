@@ -308,7 +308,7 @@ TEST(Config, RefusesWhatWouldChangeResults) {
   invalid({"dtype is \"float16\": contradicts torch_dtype, \"bfloat16\""},
           R"({"dtype": "float16"})");
   EXPECT_NO_THROW(spec_of("LlamaForCausalLM", R"({"num_local_experts": 0, "logits_scaling": 1.0,
-      "attn_logit_softcapping": null, "use_dynamic_ntk": false, "pruned_heads": {}})"));
+      "attn_logit_softcapping": null, "use_dynamic_ntk": false, "pruned_heads": {}, "quantization_config": {}})"));
 }
 
 TEST(Config, RefusesBadRope) {

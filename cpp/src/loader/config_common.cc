@@ -54,7 +54,8 @@ constexpr std::array kMustBeOff = {"num_local_experts",
                                    "add_cross_attention",
                                    "pruned_heads",
                                    "mtp_only",
-                                   "use_attention_sinks"};
+                                   "use_attention_sinks",
+                                   "use_mrope"};
 constexpr std::array kMustBeOne = {"logits_scaling",      "logit_scale",     "embedding_multiplier",
                                    "residual_multiplier", "scale_emb",       "scale_depth",
                                    "lm_head_multiplier",  "embedding_scale", "mup_scale"};
@@ -111,7 +112,8 @@ void read_heads(const Fields& config, const FamilyDefaults& defaults, ModelSpec&
 }  // namespace
 
 void refuse_unsupported(const Fields& config) {
-  if (const Json* quantization = config.find("quantization_config")) {
+  const Json* quantization = config.find("quantization_config");
+  if (quantization != nullptr && !is_off(*quantization)) {
     std::string method = "an unnamed method";
     if (quantization->is_object() && quantization->contains("quant_method")) {
       method = value_text((*quantization)["quant_method"]);

@@ -28,9 +28,9 @@ struct Descriptor {
 
 std::string system_message(int error) { return std::strerror(error); }
 
-uintptr_t page_size() {
+size_t page_size() {
   const long size = ::sysconf(_SC_PAGESIZE);
-  return size > 0 ? static_cast<uintptr_t>(size) : 4096;
+  return size > 0 ? static_cast<size_t>(size) : 4096;
 }
 
 }  // namespace
@@ -68,19 +68,19 @@ MappedFile::MappedFile(MappedFile&& other) noexcept
 
 void MappedFile::prefetch(std::span<const std::byte> part) const noexcept {
   if (part.empty()) return;
-  const uintptr_t page = page_size();
-  const auto begin = reinterpret_cast<uintptr_t>(part.data());
-  const uintptr_t aligned = begin / page * page;
+  // The mapping begins on a page, so offsets into it tell pages apart.
+  const auto offset = static_cast<size_t>(part.data() - data_);
+  const size_t first = offset / page_size() * page_size();
   // Advice only: a failure costs time, never correctness.
-  (void)::madvise(reinterpret_cast<void*>(aligned), begin + part.size() - aligned, MADV_WILLNEED);
+  (void)::madvise(data_ + first, offset + part.size() - first, MADV_WILLNEED);
 }
 
 void MappedFile::drop(std::span<const std::byte> part) const noexcept {
-  const uintptr_t page = page_size();
-  const auto begin = reinterpret_cast<uintptr_t>(part.data());
-  const uintptr_t first = (begin + page - 1) / page * page;
-  const uintptr_t last = (begin + part.size()) / page * page;
-  if (last > first) (void)::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  const size_t page = page_size();
+  const auto offset = static_cast<size_t>(part.data() - data_);
+  const size_t first = (offset + page - 1) / page * page;
+  const size_t last = (offset + part.size()) / page * page;
+  if (last > first) (void)::madvise(data_ + first, last - first, MADV_DONTNEED);
 }
 
 }  // namespace treadle::loader
