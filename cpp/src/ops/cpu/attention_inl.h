@@ -110,6 +110,7 @@ struct AttentionRows {
     F lanes[kVectors];
     F largest = minus_infinity;
     const bool masked = begin > 0 || end < kBlockTokens;
+#pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       lanes[v] = V::load(x + v * V::kWidth);
       if (masked) {
@@ -122,11 +123,13 @@ struct AttentionRows {
     const float old_max = s.max[row];
     const float new_max = block_max > old_max ? block_max : old_max;
     if (!(new_max > kMinusInfinity)) {  // no key of this row so far
+#pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) V::store(x + v * V::kWidth, V::zero());
       return;
     }
     const F shift = V::set1(new_max);
     F part[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
+#pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       lanes[v] = exp<V>(V::sub(lanes[v], shift));
       V::store(x + v * V::kWidth, lanes[v]);
@@ -153,9 +156,13 @@ struct AttentionRows {
     const int32_t* table =
         p.batch.block_tables + size_t(sequence) * size_t(p.batch.block_table_stride);
     const KvPool& kv = p.kv;
-    const T* k = static_cast<const T*>(kv.base) + size_t(table[index]) * kv.block_elems() +
-                 size_t(p.layer) * kv.layer_elems() + size_t(kv_head) * kv.head_elems();
+    const T* layer_keys = static_cast<const T*>(kv.base) + size_t(p.layer) * kv.layer_elems() +
+                          size_t(kv_head) * kv.head_elems();
+    const T* k = layer_keys + size_t(table[index]) * kv.block_elems();
     const T* v = k + size_t(kv.kv_heads) * kv.head_elems();
+    const bool last = index == last_pos / kBlockTokens;
+    const T* next_k = last ? k : layer_keys + size_t(table[index + 1]) * kv.block_elems();
+    const auto part_bytes = static_cast<int64_t>(kv.head_elems() * sizeof(T));
     const int block_begin = index * kBlockTokens;
     // Slots past the last query's position may hold anything: their scores are masked, their values
     // not touched (0 * NaN).
@@ -168,9 +175,11 @@ struct AttentionRows {
 
     if (many) {
       convert<V>(k, keys, int64_t{dim} * kKeyVectors);
-      multiply<V>(q, dim, keys, kBlockTokens, dim, scores, kBlockTokens, false, rows, kKeyVectors);
+      multiply<V>(q, dim, keys, kBlockTokens, dim, scores, kBlockTokens, false, rows, kKeyVectors,
+                  nullptr, 0);
     } else {
-      multiply<V>(q, dim, k, kBlockTokens, dim, scores, kBlockTokens, false, rows, kKeyVectors);
+      multiply<V>(q, dim, k, kBlockTokens, dim, scores, kBlockTokens, false, rows, kKeyVectors, v,
+                  part_bytes);
     }
     for (int r = 0; r < rows; ++r) softmax_row(r, block_begin, s);
 
@@ -185,10 +194,10 @@ struct AttentionRows {
         for (; i < padded_dim; ++i) to[i] = i < dim ? to_float(from[i]) : 0.0F;
       }
       multiply<V>(weights, kBlockTokens, values + size_t(begin) * padded_dim, padded_dim,
-                  end - begin, s.out, padded_dim, true, rows, vectors);
+                  end - begin, s.out, padded_dim, true, rows, vectors, nullptr, 0);
     } else {
       multiply<V>(weights, kBlockTokens, v + size_t(begin) * dim, dim, end - begin, s.out,
-                  padded_dim, true, rows, vectors);
+                  padded_dim, true, rows, vectors, next_k, part_bytes);
     }
   }
 
