@@ -63,7 +63,14 @@ demo: $(VENV)/.installed
 # C++ first; the run ends with pytest's summary.
 test: test-cpp test-python
 
-test-cpp: $(VENV)/.build-tools
+# Where nothing provides GoogleTest, CMake downloads it; in a container of Debian's kind the package
+# is at hand.
+$(VENV)/.googletest: | $(BIN)/python
+	@if [ ! -e /usr/include/gtest/gtest.h ] && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; \
+	then apt-get update -qq; apt-get install -y -qq --no-install-recommends libgtest-dev || true; fi
+	@touch $@
+
+test-cpp: $(VENV)/.build-tools $(VENV)/.googletest
 	cmake --preset $(PRESET)
 	cmake --build --preset $(PRESET)
 	ctest --preset $(PRESET) -j $(JOBS)
@@ -88,7 +95,7 @@ format: $(VENV)/.dev-tools
 typecheck: $(VENV)/.dev-tools
 	mypy
 
-asan tsan tidy fuzz: $(VENV)/.build-tools $(VENV)/.dev-tools
+asan tsan tidy fuzz: $(VENV)/.build-tools $(VENV)/.googletest
 	cmake --workflow --preset $@
 
 clean:
