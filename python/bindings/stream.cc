@@ -20,8 +20,10 @@ Events wait(WaitSet& set, double timeout, double linger) {
     set.arm_announced();
     if (set.size() == 0) return {};
   }
-  wait_interruptibly(deadline_after(timeout),
-                     [&](Clock::time_point until) { return set.signal().wait_until(until); });
+  // Another thread may have removed the last stream meanwhile.
+  wait_interruptibly(deadline_after(timeout), [&](Clock::time_point until) {
+    return set.signal().wait_until(until) || set.size() == 0;
+  });
   if (linger > 0.0) {
     wait_interruptibly(deadline_after(linger), [](Clock::time_point until) {
       std::this_thread::sleep_until(until);

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from treadle import _checks as check
 from treadle.config import EngineConfig
 from treadle.errors import InvalidArgumentError, NotFoundError, TreadleError
+from treadle.generation_config import GenerationConfig
 from treadle.outputs import EngineStats, Health, ModelInfo, SessionInfo
 from treadle.progress import LoadProgress
 from treadle.sampling import ConfigResolver, load_model_defaults
@@ -41,8 +42,14 @@ class Engine:
     """
 
     def __init__(
-        self, native: _engine.Engine, path: str, config: EngineConfig, model_name: str | None
+        self,
+        native: _engine.Engine,
+        path: str,
+        config: EngineConfig,
+        model_name: str | None,
+        defaults: GenerationConfig,
     ) -> None:
+        """Use :meth:`from_pretrained`."""
         self._native = native
         self.path = path
         #: The options as given; what was made of them is in ``info``.
@@ -57,7 +64,7 @@ class Engine:
         #: Sessions that ran past a stop word, and the history length that counts.
         self._shortened: dict[int, int] = {}
         self._resolver = ConfigResolver(
-            load_model_defaults(path),
+            defaults,
             self.info.vocab_size,
             lambda: self.tokenizer,
             self._get_template_stop_words,
@@ -92,11 +99,12 @@ class Engine:
                 f"config is a {type(config).__name__}: it must be an EngineConfig"
             )
         config = (config or EngineConfig()).replace(**overrides)
+        defaults = load_model_defaults(directory)  # before the slow part
         with LoadProgress(os.path.basename(os.path.abspath(directory))) as progress:
             native = _engine.Engine.load(
                 directory, config.to_native(), on_load_progress=progress.callback
             )
-        return cls(native, directory, config, model_name)
+        return cls(native, directory, config, model_name, defaults)
 
     def create_instance(self) -> Generator:
         """A Generator, whose stream_infer runs requests on this engine."""

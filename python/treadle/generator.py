@@ -27,7 +27,7 @@ class InferStream:
 
     :meth:`close`, leaving a ``with`` block, letting go of the object and Ctrl-C while waiting all
     cancel what still runs; its session stays usable. One thread may iterate at a time;
-    :meth:`cancel` may be called from any.
+    :meth:`cancel` and :meth:`close` may be called from any.
     """
 
     def __init__(self, engine: Engine, specs: Sequence[RequestSpec], stream_output: bool) -> None:
@@ -49,15 +49,17 @@ class InferStream:
         return self
 
     def __next__(self) -> list[SequenceOutput]:
-        if self._finished:
-            raise StopIteration
         try:
-            changed = self._read()
+            changed = False
             while not (self._call.finished or (changed and self._stream_output)):
+                if self._finished:  # perhaps closed by another thread
+                    raise StopIteration
                 changed = self._read()
         except BaseException:
             self.close()
             raise
+        if self._finished:
+            raise StopIteration
         outputs = self._call.take()
         if self._call.finished:
             self.close()
@@ -68,7 +70,7 @@ class InferStream:
         if not self._stream_output:
             linger = pause_between_reads(time.monotonic() - self._started)
         events = self._wait_set.wait(linger=linger)
-        if not events and not len(self._wait_set):
+        if not (events or len(self._wait_set) or self._finished):
             raise InternalError("the engine ended a stream without a finish reason")
         changed = False
         for wait_id, output in events:

@@ -76,20 +76,23 @@ class ActiveRequest:
 
     def feed(self, output: _engine.Output) -> bool:
         """True when a caller can see a difference."""
-        state = self.states[output.index]
-        changed = state.feed(output)
-        if state.tokens_to_stop is not None and self.finished:
-            self._stop_at_word()
+        changed = self.states[output.index].feed(output)
+        if changed and self.finished:
+            self._end_at_stop_words()
         return changed
 
-    def _stop_at_word(self) -> None:
+    def _end_at_stop_words(self) -> None:
         """The engine knows nothing of words in the text, so it may be some tokens further."""
-        self.cancel()
-        state = self.states[0]
-        if self.spec.session_id is None or self.spec.end_session or state.tokens_to_stop is None:
-            return
-        length = state.usage.prompt_tokens + state.tokens_to_stop
-        self._engine._shorten_session(self.spec.session_id, length)
+        if any(state.tokens_to_stop is not None for state in self.states):
+            self.cancel()
+        first = self.states[0]  # its tokens become the session's
+        if (
+            first.tokens_to_stop is not None
+            and self.spec.session_id is not None
+            and not self.spec.end_session
+        ):
+            length = first.usage.prompt_tokens + first.tokens_to_stop
+            self._engine._shorten_session(self.spec.session_id, length)
 
     @property
     def finished(self) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import gc
+import io
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -305,6 +308,14 @@ def test_cancel_from_another_thread(engine: Engine, generator: Generator) -> Non
     assert last(stream)[0].finish_reason == "cancelled"
 
 
+def test_close_from_another_thread(engine: Engine, generator: Generator) -> None:
+    ids = engine.tokenizer.encode("The sky")
+    options: dict[str, Any] = {"ignore_eos": True, "max_new_tokens": 1900}
+    stream = generator.stream_infer(None, ids, stream_output=False, **options)
+    threading.Timer(0.05, stream.close).start()
+    assert list(stream) == []
+
+
 def test_a_timeout_is_a_value(engine: Engine, generator: Generator) -> None:
     ids = engine.tokenizer.encode("The sky")
     (output,) = last(
@@ -411,9 +422,69 @@ def test_config_and_overrides(demo_path: str) -> None:
         assert config.session_len is None  # the caller's object is left alone
 
 
-def test_without_a_tokenizer_ids_still_work(tmp_path: Any, demo_path: str) -> None:
-    from pathlib import Path
+def test_loading_tells_its_progress_and_can_be_stopped(demo_path: str) -> None:
+    from treadle import _engine
 
+    seen: list[tuple[int, int]] = []
+
+    def tell(done: int, total: int) -> None:
+        seen.append((done, total))
+
+    native = EngineConfig(cache_max_entry_count=8).to_native()
+    _engine.Engine.load(demo_path, native, on_load_progress=tell).close()
+    assert seen[-1][0] == seen[-1][1] > 16_000_000
+    assert seen == sorted(seen)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _engine.Engine.load(demo_path, native, on_load_progress=stop)
+
+
+def test_a_slow_load_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    from treadle import progress
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def load(stderr: io.StringIO, delay: float) -> str:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        monkeypatch.setattr(progress, "LOAD_DELAY_S", delay)
+        with progress.LoadProgress("tiny-model") as bar:
+            if bar.callback is not None:
+                bar.callback(0, 123)
+                bar.callback(123, 123)
+        return stderr.getvalue()
+
+    assert "tiny-model" in load(Terminal(), 0.0)
+    assert load(Terminal(), 1000.0) == ""  # quick
+    assert load(io.StringIO(), 0.0) == ""  # nobody would see it
+
+
+def test_the_stub_names_what_the_extension_has() -> None:
+    """Classes and their members, both ways."""
+    from treadle import _engine
+
+    stub = ast.parse((Path(treadle.__file__).parent / "_engine.pyi").read_text(encoding="utf-8"))
+    for node in stub.body:
+        if isinstance(node, ast.FunctionDef):
+            assert callable(getattr(_engine, node.name))
+        if not isinstance(node, ast.ClassDef):
+            continue
+        listed = {
+            item.target.id if isinstance(item, ast.AnnAssign) else item.name  # type: ignore[union-attr]
+            for item in node.body
+            if isinstance(item, ast.AnnAssign | ast.FunctionDef)
+        }
+        members = {name for name in vars(getattr(_engine, node.name)) if not name.startswith("_")}
+        assert {name for name in listed if not name.startswith("_")} == members
+    classes = {name for name, value in vars(_engine).items() if isinstance(value, type)}
+    assert classes == {node.name for node in stub.body if isinstance(node, ast.ClassDef)}
+
+
+def test_without_a_tokenizer_ids_still_work(tmp_path: Any, demo_path: str) -> None:
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(Path(demo_path) / name)
     with Engine.from_pretrained(tmp_path, cache_max_entry_count=64) as engine:
