@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <exception>
+#include <new>
 #include <utility>
 
 #include "request/output_channel.h"
@@ -26,42 +27,60 @@ void Loop::run() {
     }
   } catch (const Error& error) {
     fail(error.code(), error.what());
+  } catch (const std::bad_alloc&) {
+    fail(ErrorCode::kOutOfMemory, "the host has no memory left");
   } catch (const std::exception& error) {
     fail(ErrorCode::kInternal, error.what());
+  } catch (...) {
+    fail(ErrorCode::kInternal, "something unknown was thrown");
   }
+  end_all();
+}
+
+// Whatever still runs or waits ends with the cause why the loop has ended.
+void Loop::end_all() {
   for (Submission& late : parts_.inbox.finish()) roster_.start(std::move(late));
   const Health health = this->health();
-  const Cause cause =
-      health.ok ? Cause{.reason = FinishReason::kError,
-                        .code = ErrorCode::kShutdown,
-                        .message = "the engine was shut down"}
-                : Cause{.reason = FinishReason::kError,
-                        .code = ErrorCode::kDevice,
-                        .message = health.cause};
+  const Cause cause = health.ok ? Cause{.reason = FinishReason::kError,
+                                        .code = ErrorCode::kShutdown,
+                                        .message = "the engine was shut down"}
+                                : Cause{.reason = FinishReason::kError,
+                                        .code = ErrorCode::kDevice,
+                                        .message = health.cause};
   while (!roster_.empty()) roster_.end_all(cause);
   roster_.free_forgotten_sessions();
-  publish({}, {});
+  settle();
 }
 
 // Takes what came in; sleeps while there is nothing to do. False when it is time to stop.
 bool Loop::drain() {
-  const Clock::time_point expiry = parts_.sessions.expire(Clock::now());
+  step_begin_ = Clock::now();
+  const Clock::time_point expiry = parts_.sessions.expire(step_begin_);
   roster_.free_forgotten_sessions();
   if (roster_.empty()) publish({}, {});
-  Inbox::Taken taken = parts_.inbox.take(roster_.empty(), expiry);
+  const bool may_sleep = roster_.empty();
+  Inbox::Taken taken = parts_.inbox.take(may_sleep, expiry);
+  if (may_sleep) step_begin_ = Clock::now();
   for (Submission& submission : taken.submissions) roster_.start(std::move(submission));
-  if (taken.poked) roster_.end_cancelled();
+  poked_ = taken.poked;
   if (!taken.closed) return true;
   std::lock_guard lock(published_mutex_);
   return !roster_.empty() && Clock::now() < drain_deadline_;
 }
 
 void Loop::retire() {
-  roster_.end_overdue(Clock::now());
+  if (poked_) roster_.end_cancelled();
+  roster_.end_overdue(step_begin_);
+  if (roster_.has_deliveries()) settle();
+}
+
+// Counters first: whoever gets a last output finds them up to date.
+void Loop::settle() {
+  publish({}, {});
+  roster_.deliver();
 }
 
 void Loop::step() {
-  const Clock::time_point begin = Clock::now();
   scheduler_.schedule(decision_);
   if (decision_.num_tokens == 0) throw Error(ErrorCode::kInternal, "no sequence is runnable");
   for (Sequence* sequence : decision_.admitted) {
@@ -76,7 +95,8 @@ void Loop::step() {
   const Clock::time_point model_end = Clock::now();
 
   emit();
-  publish(Clock::now() - begin, model_end - model_begin);
+  publish(Clock::now() - step_begin_, model_end - model_begin);
+  roster_.deliver();
 }
 
 void Loop::run_model() {
@@ -121,7 +141,8 @@ void Loop::emit() {
 
 void Loop::fail(ErrorCode code, const char* what) {
   const std::string cause = std::string(error_code_name(code)) + ": " + what;
-  parts_.inbox.close(ErrorCode::kDevice, "the engine has failed and must be loaded again: " + cause);
+  parts_.inbox.close(ErrorCode::kDevice,
+                     "the engine has failed and must be loaded again: " + cause);
   std::lock_guard lock(published_mutex_);
   health_ = {.ok = false, .cause = cause};
 }

@@ -2,8 +2,8 @@
 //
 //   drain -> retire -> schedule -> run -> sample -> emit, again and again; asleep when idle.
 //
-// Nothing thrown in a step leaves it: an error there is the device's or a bug, so every live request
-// fails with the cause, health() tells it, and no more requests are taken.
+// Nothing thrown in a step leaves it: an error there is the device's or a bug, so every live
+// request fails with the cause, health() tells it, and no more requests are taken.
 #pragma once
 
 #include <cstdint>
@@ -50,6 +50,8 @@ class Loop {
  private:
   bool drain();
   void retire();
+  void settle();
+  void end_all();
   void step();
   void run_model();
   void emit();
@@ -68,7 +70,8 @@ class Loop {
   StepInput input_;
   std::vector<StepRow> rows_;
   std::vector<StepResult> results_;
-  Clock::duration model_time_{};
+  Clock::time_point step_begin_{};
+  bool poked_ = false;  // something was cancelled
 
   mutable std::mutex published_mutex_;
   Stats published_;

@@ -9,12 +9,14 @@ namespace treadle {
 void Loop::publish(Clock::duration step_time, Clock::duration model_time) {
   Stats& stats = counters_;
   stats.running = static_cast<int32_t>(scheduler_.running().size());
-  stats.waiting = static_cast<int32_t>(scheduler_.waiting().size());
+  stats.waiting = static_cast<int32_t>(scheduler_.waiting().size()) + roster_.num_behind();
   stats.sessions = parts_.sessions.size();
   stats.blocks_free = kv_.pool().num_free();
   stats.blocks_active = kv_.pool().num_active();
   stats.blocks_cached = kv_.pool().num_cached();
   stats.preemptions = scheduler_.num_preemptions();
+  stats.computed_tokens = scheduler_.num_computed_tokens();
+  stats.prefix_hit_tokens = scheduler_.num_cached_tokens();
   stats.evicted_blocks = kv_.pool().num_evicted();
   stats.copied_blocks = kv_.num_copied();
   if (step_time > Clock::duration::zero()) {

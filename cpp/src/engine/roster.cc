@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <iterator>
+#include <new>
 #include <optional>
 #include <utility>
 
@@ -22,6 +23,12 @@ Clock::time_point deadline_of(const Submission& submission) {
 
 Cause cause_of(const Error& error) {
   return {.reason = FinishReason::kError, .code = error.code(), .message = error.what()};
+}
+
+void set_cause(Output& output, const Cause& cause) {
+  output.finish_reason = cause.reason;
+  output.error = cause.code;
+  output.error_message = cause.message;
 }
 
 }  // namespace
@@ -44,50 +51,59 @@ void Roster::start(Submission submission) {
   Session* session = submission.session.get();
   if (session != nullptr && session->running) {
     session->behind.push_back(std::move(submission));
+    ++num_behind_;
   } else {
     begin(std::move(submission));
   }
 }
 
 void Roster::begin(Submission submission) {
+  // A cancellation from before the request got here has been announced already.
+  if (submission.channel->cancelled())
+    return refuse(submission, {.reason = FinishReason::kCancelled});
   const Request& request = submission.request;
-  Session* session = submission.session.get();
-  std::vector<int32_t> ids;
   try {
-    ids = session != nullptr ? sessions_.begin(*session, request, kv_) : request.input_ids;
+    std::vector<int32_t> ids =
+        submission.session ? sessions_.begin(*submission.session, request, kv_) : request.input_ids;
+    const uint64_t seed = options_.random_seed + submission.order * 0x9E3779B97F4A7C15ULL;
+    auto live = std::make_unique<LiveRequest>(
+        submission, sampler::RowBuilder(request.sampling, spec_.eos_token_ids, seed));
+    const sampler::StopRules stop(
+        std::make_shared<sampler::StopTable>(request.sampling, spec_.eos_token_ids));
+    for (int32_t i = 0; i < request.sampling.n; ++i) {
+      auto generation = std::make_unique<Generation>(*live, stop);
+      generation->priority = request.priority;
+      generation->order = submission.order;
+      generation->index = i;
+      live->generations.push_back(std::move(generation));
+    }
+    enlist(std::move(live), std::move(ids));
   } catch (const Error& error) {
     refuse(submission, cause_of(error));
-    return;
+  } catch (const std::bad_alloc&) {
+    refuse(submission, {.reason = FinishReason::kError,
+                        .code = ErrorCode::kOutOfMemory,
+                        .message = "the host has no memory left for the request"});
   }
-  const uint64_t seed = options_.random_seed + submission.order * 0x9E3779B97F4A7C15ULL;
-  sampler::RowBuilder rows(request.sampling, spec_.eos_token_ids, seed);
-  const sampler::StopRules stop(
-      std::make_shared<sampler::StopTable>(request.sampling, spec_.eos_token_ids));
-  LiveRequest& live = *live_.emplace_back(
-      std::make_unique<LiveRequest>(std::move(submission), std::move(rows)));
-  live.self = std::prev(live_.end());
+}
 
-  const Request& owned = live.request();
-  live.history_len = static_cast<int32_t>(ids.size() - owned.input_ids.size());
-  live.unfinished = owned.sampling.n;
-  for (int32_t i = 0; i < owned.sampling.n; ++i) {
-    auto generation = std::make_unique<Generation>(live, stop);
-    generation->priority = owned.priority;
-    generation->order = live.submission.order;
-    generation->index = i;
-    live.generations.push_back(std::move(generation));
-  }
+void Roster::enlist(std::unique_ptr<LiveRequest> request, std::vector<int32_t> ids) {
+  LiveRequest& live = *live_.emplace_back(std::move(request));
+  live.self = std::prev(live_.end());
+  live.history_len = static_cast<int32_t>(ids.size() - live.request().input_ids.size());
+  live.unfinished = live.request().sampling.n;
+
   Generation& first = *live.generations.front();
   first.prompt_len = static_cast<int32_t>(ids.size());
   first.ids = std::move(ids);
-  first.slots = owned.sampling.n;
+  first.slots = live.unfinished;
   first.may_reuse = !live.wants_prompt_logprobs();
   if (options_.reuse_limit > 0) {
     // Within the limit every key is rotated alike; a longer prompt rotates all of its keys anew.
     const bool beyond = first.prompt_len > options_.reuse_limit;
     first.kv.share_limit = beyond ? 0 : options_.reuse_limit;
   }
-  if (session != nullptr) {
+  if (Session* session = live.submission.session.get(); session != nullptr) {
     session->running = true;
     if (!options_.share_prefixes && !session->has_root) {
       session->root = kv_.new_private_root();
@@ -108,8 +124,8 @@ void Roster::leave_line(LiveRequest& request) {
 
 void Roster::admitted(Generation& generation) { leave_line(generation.request); }
 
-void Roster::count_end(const Cause& cause) {
-  switch (cause.reason) {
+void Roster::count_end(FinishReason reason) {
+  switch (reason) {
     case FinishReason::kCancelled:
       ++stats_.requests_cancelled;
       break;
@@ -124,7 +140,7 @@ void Roster::count_end(const Cause& cause) {
 // Ends a request that never ran: nothing of its session changes.
 void Roster::refuse(Submission& submission, const Cause& cause) {
   inbox_.left_line();
-  count_end(cause);
+  count_end(cause.reason);
   if (submission.session) {
     sessions_.end(submission.session, submission.channel.get(), {}, {},
                   submission.request.end_session);
@@ -132,10 +148,8 @@ void Roster::refuse(Submission& submission, const Cause& cause) {
   for (int32_t i = 0; i < submission.request.sampling.n; ++i) {
     Output output;
     output.index = i;
-    output.finish_reason = cause.reason;
-    output.error = cause.code;
-    output.error_message = cause.message;
-    submission.channel->push(std::move(output));
+    set_cause(output, cause);
+    deliveries_.push_back({submission.channel, std::move(output)});
   }
 }
 
@@ -155,7 +169,8 @@ void Roster::fork(LiveRequest& request) {
   }
 }
 
-void Roster::show(Generation& generation, int32_t count, const Cause& cause) {
+// The first `count` pending tokens and what belongs to them.
+Output Roster::take_output(Generation& generation, int32_t count) {
   LiveRequest& request = generation.request;
   Output output;
   output.index = generation.index;
@@ -173,18 +188,12 @@ void Roster::show(Generation& generation, int32_t count, const Cause& cause) {
     take(generation.pending_logprobs, output.logprobs);
   }
   if (generation.index == 0) output.prompt_logprobs = std::exchange(request.prompt_logprobs, {});
-  if (output.token_ids.empty() && output.prompt_logprobs.empty() &&
-      cause.reason == FinishReason::kNone) {
-    return;
-  }
-  output.finish_reason = cause.reason;
-  output.error = cause.code;
-  output.error_message = cause.message;
-  output.usage = {.prompt_tokens = generation.prompt_len,
+  // Continuations that were not forked yet have the first one's prompt.
+  output.usage = {.prompt_tokens = request.generations.front()->prompt_len,
                   .cached_tokens = generation.cached_tokens,
                   .computed_tokens = generation.computed_tokens,
                   .output_tokens = generation.generated()};
-  request.submission.channel->push(std::move(output));
+  return output;
 }
 
 void Roster::emit(Generation& generation, int32_t token, std::optional<PositionLogprobs> logprobs,
@@ -214,31 +223,41 @@ void Roster::emit(Generation& generation, int32_t token, std::optional<PositionL
     end(generation, {.reason = FinishReason::kLength},
         decision.emit_count + generation.stop.flush());
   } else {
-    show(generation, decision.emit_count, {});
+    Output output = take_output(generation, decision.emit_count);
+    if (output.token_ids.empty() && output.prompt_logprobs.empty()) return;
+    generation.request.submission.channel->push(std::move(output));
   }
 }
 
 void Roster::end(Generation& generation, const Cause& cause, int32_t shown) {
   LiveRequest& request = generation.request;
+  Submission& submission = request.submission;
   generation.ended = true;
-  show(generation, shown, cause);
+  request.outcome = std::max(request.outcome, cause.reason);
+  Output last = take_output(generation, shown);
+  set_cause(last, cause);
+  deliveries_.push_back({submission.channel, std::move(last)});
+
   scheduler_.remove(&generation);
-  const bool keeps_history = generation.index == 0 && request.submission.session != nullptr;
-  if (keeps_history) {
+  if (submission.session == nullptr && !options_.share_prefixes) {
+    kv_.discard(generation.kv);
+  } else if (submission.session == nullptr || generation.index != 0) {
+    kv_.release(generation.kv);
+  } else {
+    // The session's history. What was never fed did not happen; what was there before did.
     request.kept_ids = std::move(generation.ids);
-    // What was never fed did not happen; the history from before did.
     if (static_cast<int32_t>(request.kept_ids.size()) == generation.prompt_len) {
-      request.kept_ids.resize(
-          static_cast<size_t>(std::max(generation.fed, request.history_len)));
+      request.kept_ids.resize(static_cast<size_t>(std::max(generation.fed, request.history_len)));
     }
+    // One that was not admitted leaves the session's last block as it was.
+    if (generation.kv.blocks.empty()) request.kept_tail = generation.tail;
+    kv_.release(generation.kv, request.request().end_session ? nullptr : &request.kept_tail);
   }
-  const bool keeps_tail = keeps_history && !request.request().end_session;
-  kv_.release(generation.kv, keeps_tail ? &request.kept_tail : nullptr);
-  if (--request.unfinished == 0) close(request, cause);
+  if (--request.unfinished == 0) close(request);
 }
 
-void Roster::close(LiveRequest& request, const Cause& cause) {
-  count_end(cause);
+void Roster::close(LiveRequest& request) {
+  count_end(request.outcome);
   leave_line(request);
   const std::unique_ptr<LiveRequest> hold = std::move(*request.self);
   live_.erase(request.self);
@@ -250,6 +269,7 @@ void Roster::close(LiveRequest& request, const Cause& cause) {
   while (!session->running && !session->behind.empty()) {
     Submission next = std::move(session->behind.front());
     session->behind.pop_front();
+    --num_behind_;
     begin(std::move(next));
   }
 }
@@ -271,8 +291,10 @@ void Roster::end_where(CauseOf cause_of) {
     if (!live->submission.session) continue;
     std::erase_if(live->submission.session->behind, [&](Submission& submission) {
       const std::optional<Cause> cause = cause_of(submission);
-      if (cause) refuse(submission, *cause);
-      return cause.has_value();
+      if (!cause) return false;
+      refuse(submission, *cause);
+      --num_behind_;
+      return true;
     });
   }
   for (LiveRequest* request : due) end_request(*request, *cause_of(request->submission));
@@ -303,6 +325,11 @@ void Roster::end_overdue(Clock::time_point now) {
 
 void Roster::end_all(const Cause& cause) {
   end_where([&](const Submission&) { return std::optional<Cause>(cause); });
+}
+
+void Roster::deliver() {
+  for (Delivery& delivery : deliveries_) delivery.channel->push(std::move(delivery.output));
+  deliveries_.clear();
 }
 
 void Roster::free_forgotten_sessions() {

@@ -58,16 +58,29 @@ class Roster {
 
   void end_all(const Cause& cause);
   bool empty() const { return live_.empty(); }
+  /// Requests that wait behind another one of their session.
+  int32_t num_behind() const { return num_behind_; }
+
+  /// Last outputs are kept back until here, so that whoever gets one finds the counters, the
+  /// session and the blocks as the request has left them.
+  void deliver();
+  bool has_deliveries() const { return !deliveries_.empty(); }
 
  private:
+  struct Delivery {
+    std::shared_ptr<OutputChannel> channel;
+    Output output;
+  };
+
   void begin(Submission submission);
+  void enlist(std::unique_ptr<LiveRequest> request, std::vector<int32_t> ids);
   void refuse(Submission& submission, const Cause& cause);
-  void show(Generation& generation, int32_t count, const Cause& cause);
+  Output take_output(Generation& generation, int32_t count);
   void end(Generation& generation, const Cause& cause, int32_t shown);
   void end_request(LiveRequest& request, const Cause& cause);
-  void close(LiveRequest& request, const Cause& cause);
+  void close(LiveRequest& request);
   void leave_line(LiveRequest& request);
-  void count_end(const Cause& cause);
+  void count_end(FinishReason reason);
   template <typename CauseOf>  // std::optional<Cause>(const Submission&)
   void end_where(CauseOf cause_of);
 
@@ -79,6 +92,8 @@ class Roster {
   Inbox& inbox_;
   Stats& stats_;
   std::list<std::unique_ptr<LiveRequest>> live_;
+  std::vector<Delivery> deliveries_;
+  int32_t num_behind_ = 0;
   Clock::time_point next_deadline_ = Clock::time_point::max();
 };
 

@@ -1,6 +1,7 @@
 #include "engine/step_sampler.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace treadle {
 
@@ -102,12 +103,19 @@ void StepSampler::run_pass(const std::vector<StepRow>& rows, size_t begin, size_
     StepResult& result = results[begin + i];
     result.token = host_tokens_[i];
     const int32_t num_logprobs = sample_rows_[i].num_logprobs;
-    if (num_logprobs < 0 || result.token < 0) continue;
+    if (num_logprobs < 0) continue;
+    if (result.token < 0) {
+      // A prompt position keeps its place in the list, whatever the model made of it.
+      const int32_t prompt_token = rows[begin + i].prompt_token;
+      if (prompt_token < 0) continue;
+      result.logprobs.emplace().chosen = {.token_id = prompt_token,
+                                          .logprob = std::numeric_limits<float>::quiet_NaN()};
+      continue;
+    }
     PositionLogprobs& at = result.logprobs.emplace();
     at.chosen = {.token_id = result.token, .logprob = host_logprobs_[i]};
     for (int32_t k = 0; k < num_logprobs; ++k) {
-      const ops::TopLogprob& top =
-          host_top_[i * ops::kMaxTopLogprobs + static_cast<size_t>(k)];
+      const ops::TopLogprob& top = host_top_[i * ops::kMaxTopLogprobs + static_cast<size_t>(k)];
       if (top.token < 0) break;  // fewer tokens than asked for have a finite logit
       at.top.push_back({.token_id = top.token, .logprob = top.logprob});
     }

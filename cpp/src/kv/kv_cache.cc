@@ -117,6 +117,15 @@ void KvCache::release(SequenceKv& seq, SessionTail* tail) {
   seq.last_key = kSharedRoot;
 }
 
+void KvCache::discard(SequenceKv& seq) {
+  for (const BlockId block : seq.blocks) {
+    if (pool_.references(block) > 1) continue;
+    index_.erase(block);
+    pool_.set_keep(block, false);
+  }
+  release(seq);
+}
+
 void KvCache::drop_tail(SessionTail& tail) {
   if (tail_alive(tail)) pool_.set_keep(tail.block, false);
   tail = {};

@@ -76,6 +76,10 @@ class KvCache {
   /// With `tail` the partly filled last block is kept for a session.
   void release(SequenceKv& seq, SessionTail* tail = nullptr);
 
+  /// Gives everything back and keeps nothing: for private roots that nobody comes back to. Blocks
+  /// that another sequence holds are left for that one to discard.
+  void discard(SequenceKv& seq);
+
   /// Forgets a session's tail.
   void drop_tail(SessionTail& tail);
 

@@ -26,7 +26,7 @@ void merge(Output& into, Output&& later) {
 
 void OutputChannel::push(Output output) {
   std::lock_guard lock(mutex_);
-  if (output.finish_reason != FinishReason::kNone) --unfinished_;
+  if (output.finish_reason != FinishReason::kNone && --unfinished_ == 0) finished_ = true;
   const auto unread = std::ranges::find(unread_, output.index, &Output::index);
   if (unread == unread_.end()) {
     unread_.push_back(std::move(output));
@@ -69,6 +69,7 @@ bool OutputChannel::done() const {
 }
 
 void OutputChannel::cancel() {
+  if (finished_.load()) return;  // letting go of a finished stream wakes nobody
   if (!cancelled_.exchange(true)) inbox_->poke();
 }
 
@@ -98,8 +99,10 @@ Stream::~Stream() {
 std::optional<Output> Stream::next() { return channel_->next(std::nullopt); }
 
 std::optional<Output> Stream::next_for(double seconds) {
+  // Ten years: far from where time points overflow. Not a number is no time at all.
+  const double bounded = seconds > 0.0 ? std::min(seconds, 3.2e8) : 0.0;
   return channel_->next(Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                                           std::chrono::duration<double>(seconds)));
+                                           std::chrono::duration<double>(bounded)));
 }
 
 std::optional<Output> Stream::try_next() { return channel_->try_next(); }

@@ -37,6 +37,7 @@ class OutputChannel {
 
   const std::shared_ptr<Inbox> inbox_;
   std::atomic<bool> cancelled_{false};
+  std::atomic<bool> finished_{false};  // unfinished_ == 0, for those who must not wait for the lock
 
   mutable std::mutex mutex_;
   std::condition_variable arrived_;

@@ -7,13 +7,22 @@
 #include "request/output_channel.h"
 
 namespace treadle {
+namespace {
+
+[[noreturn]] void throw_unknown(uint64_t id) {
+  throw Error(ErrorCode::kUnknownSession,
+              "session " + std::to_string(id) +
+                  " is unknown: it was never started, was ended or has expired");
+}
+
+}  // namespace
 
 void check_prompt_fits(int64_t history_len, int64_t prompt_len, int32_t session_len) {
   if (history_len + prompt_len < session_len) return;
   std::string what = "the prompt is too long: ";
   if (history_len > 0) what += std::to_string(history_len) + " tokens of session history and ";
-  what += std::to_string(prompt_len) + " in input_ids leave no room for output in session_len = " +
-          std::to_string(session_len);
+  what += std::to_string(prompt_len) +
+          " in input_ids leave no room for output in session_len = " + std::to_string(session_len);
   throw Error(ErrorCode::kTooLong, what);
 }
 
@@ -39,11 +48,7 @@ std::shared_ptr<Session> SessionTable::enter(const Request& request,
   std::lock_guard lock(mutex_);
   const auto found = sessions_.find(id);
   std::shared_ptr<Session> session = found == sessions_.end() ? nullptr : found->second;
-  if (!session && request.session_mode == SessionMode::kContinue) {
-    throw Error(ErrorCode::kUnknownSession,
-                "session " + std::to_string(id) +
-                    " is unknown: it was never started, was ended or has expired");
-  }
+  if (!session && request.session_mode == SessionMode::kContinue) throw_unknown(id);
   if (!session || session->num_requests == 0) check_fits(session.get(), request);
   if (!session) {
     if (static_cast<int32_t>(sessions_.size()) >= max_sessions_) {
@@ -67,7 +72,9 @@ std::shared_ptr<Session> SessionTable::enter(const Request& request,
 std::vector<int32_t> SessionTable::begin(Session& session, const Request& request,
                                          kv::KvCache& kv) {
   std::lock_guard lock(mutex_);
+  if (session.ended && request.session_mode == SessionMode::kContinue) throw_unknown(session.id);
   check_fits(&session, request);
+  session.ended = false;
   if (request.session_mode == SessionMode::kStart) {
     session.ids.clear();
     kv.drop_tail(session.tail);
@@ -115,6 +122,7 @@ void SessionTable::end(const std::shared_ptr<Session>& session, const OutputChan
   } else {  // later requests of the session are in line: they begin afresh
     session->ids.clear();
     session->tail = {};
+    session->ended = true;
   }
 }
 

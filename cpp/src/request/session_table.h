@@ -26,6 +26,7 @@ struct Session {
   kv::SessionTail tail;
   kv::ContentKey root = kv::kSharedRoot;
   bool has_root = false;
+  bool ended = false;      // by a request with end_session, while others were in line behind it
   bool forgotten = false;  // not in the table any more; lives on while a request holds it
   std::vector<std::weak_ptr<OutputChannel>> requests;  // submitted and not ended
   int32_t num_requests = 0;

@@ -66,6 +66,7 @@ void Scheduler::grow_decodes(Decision& decision) {
       preempt(last);
       if (last == sequence) return;
     }
+    count_computed(sequence, 1);
     decision.scheduled.push_back({.sequence = sequence, .query_len = 1});
   }
 }
@@ -86,7 +87,10 @@ bool Scheduler::admit(Sequence* sequence, Decision& decision) {
     kv_.release(kv, sequence->tail.block == kv::kNoBlock ? nullptr : &sequence->tail);
     return false;
   }
-  if (!sequence->admitted_before) sequence->cached_tokens = kv.num_tokens;
+  if (!sequence->admitted_before) {
+    sequence->cached_tokens = kv.num_tokens;
+    num_cached_tokens_ += static_cast<uint64_t>(kv.num_tokens);
+  }
   sequence->admitted_before = true;
   slots_used_ += sequence->slots;
   running_.insert(std::ranges::upper_bound(running_, sequence, ranks_before), sequence);
@@ -94,11 +98,22 @@ bool Scheduler::admit(Sequence* sequence, Decision& decision) {
   return true;
 }
 
+// Prompt tokens, and generated ones that were computed before a preemption. The newest token of a
+// sequence that generates is neither: it runs for the first time, whoever it runs with.
+void Scheduler::count_computed(Sequence* sequence, int32_t query_len) {
+  const int32_t begin = sequence->kv.num_tokens;
+  const int32_t old =
+      std::max(sequence->prompt_len, static_cast<int32_t>(sequence->ids.size()) - 1);
+  const int32_t count = std::max(std::min(begin + query_len, old) - begin, 0);
+  sequence->computed_tokens += count;
+  num_computed_tokens_ += static_cast<uint64_t>(count);
+}
+
 void Scheduler::take_chunk(Sequence* sequence, int32_t& budget, Decision& decision) {
   const int32_t chunk = std::min(sequence->remaining(), budget);
+  count_computed(sequence, chunk);
   decision.scheduled.push_back({.sequence = sequence, .query_len = chunk});
   decision.num_tokens += chunk;
-  sequence->computed_tokens += chunk;
   budget -= chunk;
 }
 

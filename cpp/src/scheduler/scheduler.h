@@ -22,8 +22,8 @@ struct Decision {
   std::vector<ScheduledSequence> scheduled;
   int32_t num_decode = 0;
   int32_t num_tokens = 0;
-  std::vector<kv::BlockCopy> copies;   // to be done, in order, before the step
-  std::vector<Sequence*> admitted;     // left the line in this step
+  std::vector<kv::BlockCopy> copies;  // to be done, in order, before the step
+  std::vector<Sequence*> admitted;    // left the line in this step
   void clear();
 };
 
@@ -46,8 +46,9 @@ class Scheduler {
   /// Fills `decision` (cleared first) with the next step. Empty only when nothing is runnable.
   ///
   ///   1. every sequence that only lacks its newest token gets it, by rank; when blocks run out the
-  ///      running sequence of lowest rank is preempted: its blocks are released, it waits again with
-  ///      all its ids and is recomputed later, so the one of highest rank always makes progress;
+  ///      running sequence of lowest rank is preempted: its blocks are released, it waits again
+  ///      with all its ids and is recomputed later, so the one of highest rank always makes
+  ///      progress;
   ///   2. what is left of max_prefill_tokens goes to prompt chunks of running sequences;
   ///   3. then sequences are admitted from the line while slots last and the pool has blocks for
   ///      the whole prompt, which are taken at once.
@@ -57,12 +58,16 @@ class Scheduler {
   const std::vector<Sequence*>& waiting() const { return waiting_; }
   bool idle() const { return running_.empty() && waiting_.empty(); }
   uint64_t num_preemptions() const { return num_preemptions_; }
+  /// Sums of what Sequence::computed_tokens and cached_tokens count for one.
+  uint64_t num_computed_tokens() const { return num_computed_tokens_; }
+  uint64_t num_cached_tokens() const { return num_cached_tokens_; }
 
  private:
   void grow_decodes(Decision& decision);
   void preempt(Sequence* sequence);
   bool admit(Sequence* sequence, Decision& decision);
   void take_chunk(Sequence* sequence, int32_t& budget, Decision& decision);
+  void count_computed(Sequence* sequence, int32_t query_len);
 
   kv::KvCache& kv_;
   const SchedulerLimits limits_;
@@ -70,6 +75,8 @@ class Scheduler {
   std::vector<Sequence*> waiting_;  // by rank, last first: the next to admit is at the back
   int32_t slots_used_ = 0;
   uint64_t num_preemptions_ = 0;
+  uint64_t num_computed_tokens_ = 0;
+  uint64_t num_cached_tokens_ = 0;
 };
 
 }  // namespace treadle
