@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from treadle.inference import InferenceCall, RequestSpec, pause_between_reads
+from treadle.inference import InferenceCall, RequestSpec, gather_time
 from treadle.outputs import SequenceOutput
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class AsyncInferStream:
 
     async def _wait(self, watcher: LoopWatcher) -> None:
         if not self._stream_output and self._to_arm:
-            await asyncio.sleep(pause_between_reads(time.monotonic() - self._started))
+            await asyncio.sleep(gather_time(False, 1, time.monotonic() - self._started))
         for wait_id in self._to_arm:
             watcher.arm(wait_id)
         self._to_arm.clear()

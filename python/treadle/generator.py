@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from treadle import _checks as check
 from treadle.errors import InternalError, InvalidArgumentError
 from treadle.generation_config import GenerationConfig
-from treadle.inference import InferenceCall, RequestSpec, pause_between_reads
+from treadle.inference import InferenceCall, RequestSpec, gather_time
 from treadle.inputs import InputIds, SessionIds, Steps, session_ids, steps, token_arrays
 from treadle.outputs import SequenceOutput
 from treadle.sampling import merge_configs
@@ -66,9 +66,8 @@ class InferStream:
         return outputs
 
     def _read(self) -> bool:
-        linger = 0.0
-        if not self._stream_output:
-            linger = pause_between_reads(time.monotonic() - self._started)
+        elapsed = time.monotonic() - self._started
+        linger = gather_time(self._stream_output, len(self._wait_set), elapsed)
         events = self._wait_set.wait(linger=linger)
         if not (events or len(self._wait_set) or self._finished):
             raise InternalError("the engine ended a stream without a finish reason")

@@ -143,7 +143,14 @@ class InferenceCall:
             request.release()
 
 
-def pause_between_reads(elapsed: float) -> float:
-    """Seconds to let outputs gather when only the end is asked for: little against what has passed
-    already, so that waking for every token costs no time and the end is seen soon."""
+#: Seconds in which the other outputs of the same step arrive.
+STEP_GATHER_S = 0.0003
+
+
+def gather_time(stream_output: bool, num_requests: int, elapsed: float) -> float:
+    """Seconds to let outputs gather after the first, so that waking does not cost more than it
+    brings: those of one step when streaming several requests; when only the end is asked for,
+    little against the time that has passed already."""
+    if stream_output:
+        return STEP_GATHER_S if num_requests > 1 else 0.0
     return min(0.02, 0.05 * elapsed)

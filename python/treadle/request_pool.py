@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from treadle.errors import DeviceError, QueueFullError, ShutdownError, TreadleError
-from treadle.inference import ActiveRequest, RequestSpec, pause_between_reads
+from treadle.inference import ActiveRequest, RequestSpec, gather_time
 
 if TYPE_CHECKING:
     from treadle.engine import Engine
@@ -45,7 +45,8 @@ class RequestPool:
                 yield from self._fill()
                 if not self._active:
                     return
-                linger = 0.0 if self._stream else pause_between_reads(time.monotonic() - started)
+                elapsed = time.monotonic() - started
+                linger = gather_time(self._stream, len(self._active), elapsed)
                 yield from self._read(linger)
         finally:
             for wait_id, request in self._active.items():
