@@ -149,7 +149,7 @@ void Engine::Impl::make_decoder_and_pool() {
       .max_rows = config.max_prefill_token_num + 2 * config.max_batch_size,
       .max_sequences = config.max_batch_size,
       .session_len = session_len};
-  ops::KvPool shape{.dtype = kv_dtype(config, spec),
+  ops::KvPool shape{.dtype = kv_dtype(config, weights.layers.front().qkv.dtype),
                     .num_layers = spec.num_layers,
                     .kv_heads = spec.num_kv_heads,
                     .head_dim = spec.head_dim};
@@ -167,7 +167,7 @@ void Engine::Impl::fill_info() {
   info.architecture = spec.architecture;
   info.family = spec.family;
   info.device = backend.ops.name;
-  info.weight_dtype = ops::dtype_name(spec.weight_dtype);
+  info.weight_dtype = ops::dtype_name(weights.layers.front().qkv.dtype);
   info.kv_dtype = ops::dtype_name(pool->pool.dtype);
   info.num_layers = spec.num_layers;
   info.hidden_size = spec.hidden_size;

@@ -75,11 +75,11 @@ void check_config(const EngineConfig& config) {
   }
 }
 
-ops::DType kv_dtype(const EngineConfig& config, const model::ModelSpec& spec) {
+ops::DType kv_dtype(const EngineConfig& config, ops::DType weights) {
   if (config.dtype == "float16") return ops::DType::kF16;
   if (config.dtype == "bfloat16") return ops::DType::kBF16;
   if (config.dtype == "float32") return ops::DType::kF32;
-  return spec.weight_dtype;
+  return weights;
 }
 
 int32_t wanted_session_len(const EngineConfig& config, const model::ModelSpec& spec) {

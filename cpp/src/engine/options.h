@@ -12,8 +12,8 @@ namespace treadle {
 /// Throws Error that names the field, its value and what would be right.
 void check_config(const EngineConfig& config);
 
-/// EngineConfig::dtype for the KV cache; "auto" follows the weights.
-ops::DType kv_dtype(const EngineConfig& config, const model::ModelSpec& spec);
+/// EngineConfig::dtype for the KV cache; "auto" is that of the weights.
+ops::DType kv_dtype(const EngineConfig& config, ops::DType weights);
 
 /// Context length asked for, before the pool limits it.
 int32_t wanted_session_len(const EngineConfig& config, const model::ModelSpec& spec);
