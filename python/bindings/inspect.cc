@@ -83,7 +83,7 @@ Plan plan(const model::ModelSpec& spec, EngineConfig config) {
   const auto destroy = [](ops::Ops* table) { table->destroy(table->self); };
   const std::unique_ptr<ops::Ops, decltype(destroy)> guard(&ops, destroy);
   const int32_t session_len = wanted_session_len(config, spec);
-  const ops::KvPool shape{.dtype = kv_dtype(config, spec),
+  const ops::KvPool shape{.dtype = kv_dtype(config, spec.weight_dtype),
                           .num_layers = spec.num_layers,
                           .kv_heads = spec.num_kv_heads,
                           .head_dim = spec.head_dim};
@@ -122,7 +122,7 @@ py::dict inspect(const std::string& path, const EngineConfig& config) {
   result["weight_bytes"] = p.weight_bytes;
   result["workspace_bytes"] = p.workspace_bytes;
   result["free_bytes"] = p.free_bytes;
-  result["kv_dtype"] = ops::dtype_name(kv_dtype(config, spec));
+  result["kv_dtype"] = ops::dtype_name(kv_dtype(config, spec.weight_dtype));
   result["kv_bytes_per_token"] = p.kv_bytes_per_token;
   result["kv_block_tokens"] = ops::kBlockTokens;
   result["kv_blocks"] = p.kv_blocks;
