@@ -34,33 +34,51 @@ class AttentionTest : public OpTest {
     }
   }
 
+  /// K (part 0) or V (part 1) of one head: [context][head_dim].
+  static std::vector<double> unpack(const Case& c, const PagedBatch& paged, int part, int head,
+                                    int sequence) {
+    std::vector<double> values;
+    for (int pos = 0; pos < c.shapes[size_t(sequence)].context; ++pos) {
+      for (int d = 0; d < c.head_dim; ++d) {
+        values.push_back(paged.pool.get(paged.index(1, part, head, sequence, pos, d)));
+      }
+    }
+    return values;
+  }
+
+  /// The result of one query row against the keys [first, last].
+  static void attend(const float* q, const double* keys, const double* values, int first, int last,
+                     int dim, double scale, double* out) {
+    std::vector<double> weights;
+    double largest = -std::numeric_limits<double>::infinity();
+    for (int key = first; key <= last; ++key) {
+      double score = 0;
+      for (int d = 0; d < dim; ++d) score += q[d] * keys[key * dim + d];
+      weights.push_back(score * scale);
+      largest = std::max(largest, weights.back());
+    }
+    double sum = 0;
+    for (double& w : weights) sum += w = std::exp(w - largest);
+    for (int key = first; key <= last; ++key) {
+      const double weight = weights[size_t(key - first)] / sum;
+      for (int d = 0; d < dim; ++d) out[d] += weight * values[key * dim + d];
+    }
+  }
+
   static std::vector<double> reference(const Case& c, const PagedBatch& paged,
                                        const std::vector<float>& q, float scale) {
     std::vector<double> out(q.size());
-    for (int t = 0; t < paged.batch.num_tokens; ++t) {
-      const int s = paged.token_sequence[size_t(t)];
-      const int pos = paged.positions[size_t(t)];
-      const int first = c.window > 0 ? std::max(0, pos - c.window + 1) : 0;
-      for (int h = 0; h < c.heads; ++h) {
-        const int kv_head = h / (c.heads / c.kv_heads);
-        const size_t row = size_t(t * c.heads + h) * size_t(c.head_dim);
-        std::vector<double> weights;
-        double largest = -std::numeric_limits<double>::infinity();
-        for (int key = first; key <= pos; ++key) {
-          double score = 0;
-          for (int d = 0; d < c.head_dim; ++d) {
-            score +=
-                double{q[row + size_t(d)]} * paged.pool.get(paged.index(1, 0, kv_head, s, key, d));
-          }
-          weights.push_back(score * scale);
-          largest = std::max(largest, weights.back());
-        }
-        double sum = 0;
-        for (double& w : weights) sum += w = std::exp(w - largest);
-        for (int key = first; key <= pos; ++key) {
-          for (int d = 0; d < c.head_dim; ++d) {
-            out[row + size_t(d)] += weights[size_t(key - first)] / sum *
-                                    paged.pool.get(paged.index(1, 1, kv_head, s, key, d));
+    for (int s = 0; s < paged.batch.num_sequences; ++s) {
+      for (int head = 0; head < c.kv_heads; ++head) {
+        const auto keys = unpack(c, paged, 0, head, s);
+        const auto values = unpack(c, paged, 1, head, s);
+        for (int t = paged.query_begin[size_t(s)]; t < paged.query_begin[size_t(s) + 1]; ++t) {
+          const int pos = paged.positions[size_t(t)];
+          const int first = c.window > 0 ? std::max(0, pos - c.window + 1) : 0;
+          const int group = c.heads / c.kv_heads;
+          for (int h = head * group; h < (head + 1) * group; ++h) {
+            const size_t row = size_t(t * c.heads + h) * size_t(c.head_dim);
+            attend(&q[row], keys.data(), values.data(), first, pos, c.head_dim, scale, &out[row]);
           }
         }
       }
