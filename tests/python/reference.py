@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from treadle import Engine
@@ -59,12 +60,17 @@ def build(model_class: Callable[[Any], HfModel], config: Any, seed: int = 0) -> 
     return randomize(model_class(config), seed).float()
 
 
-def logprobs(model: HfModel, ids: Sequence[int]) -> torch.Tensor:
-    """Float64 [len(ids), vocab]: after each token, log-probabilities of the next one."""
+def logits(model: HfModel, ids: Sequence[int]) -> torch.Tensor:
+    """Float64 [len(ids), vocab]: after each token, logits of the next one."""
     with torch.inference_mode():
         # A copy: dynamic RoPE scaling remembers the longest text the model has seen.
         output = copy.deepcopy(model)(torch.tensor([list(ids)]))
-    return torch.log_softmax(output.logits[0].double(), dim=-1)
+    return output.logits[0].double()
+
+
+def logprobs(model: HfModel, ids: Sequence[int]) -> torch.Tensor:
+    """The same as log-probabilities."""
+    return torch.log_softmax(logits(model, ids), dim=-1)
 
 
 def stepwise_logprobs(model: HfModel, prompt: Sequence[int], output: Sequence[int]) -> torch.Tensor:
@@ -170,3 +176,20 @@ def save_rounded(model: HfModel, dtype: torch.dtype, directory: Path) -> HfModel
             weight.copy_(weight.to(dtype))
     copy.deepcopy(model).to(dtype).save_pretrained(directory)
     return model
+
+
+def save_small_llama(directory: Path, dtype: torch.dtype = torch.float16, **overrides: Any) -> Path:
+    """A llama whose steps take no time: for tests of what is around the model."""
+    sizes = {
+        "vocab_size": 200,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    save_rounded(build(LlamaForCausalLM, LlamaConfig(**(sizes | overrides))), dtype, directory)
+    return directory

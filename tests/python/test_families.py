@@ -100,6 +100,8 @@ CASES: dict[str, Case] = {
             "num_key_value_heads": 1,
         },
     ),
+    # Logits of the prompt's tokens do not fit the buffer at once.
+    "llama-large-vocab": Case(llama, {"vocab_size": 40_009, "hidden_size": 24}, prompt_len=260),
     "llama-attention-bias": Case(llama, {"attention_bias": True}, ("attention_bias",)),
     "llama-mlp-bias": Case(llama, {"mlp_bias": True}, ("mlp_bias",)),
     "llama-both-biases": Case(llama, {"attention_bias": True, "mlp_bias": True}),
