@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <ostream>
 #include <random>
 #include <string>
 #include <thread>
@@ -22,6 +23,7 @@ namespace treadle {
 inline void PrintTo(const TokenLogprob& at, std::ostream* out) {
   *out << at.token_id << ':' << at.logprob;
 }
+inline void PrintTo(const PositionLogprobs& at, std::ostream* out) { PrintTo(at.chosen, out); }
 // Bit for bit: not-a-number equals itself.
 inline bool operator==(const TokenLogprob& a, const TokenLogprob& b) {
   return a.token_id == b.token_id && std::memcmp(&a.logprob, &b.logprob, sizeof(float)) == 0;

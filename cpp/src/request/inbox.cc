@@ -66,7 +66,10 @@ std::vector<Submission> Inbox::finish() {
 Inbox::Taken Inbox::take(bool may_sleep, Clock::time_point deadline) {
   std::unique_lock lock(mutex_);
   if (may_sleep) {
-    const auto something = [this] { return poked_ || !submissions_.empty(); };
+    // Once closed there is nothing to wait for: the loop ends when its last request has.
+    const auto something = [this] {
+      return poked_ || !submissions_.empty() || closed_code_ != ErrorCode::kOk;
+    };
     if (deadline == Clock::time_point::max()) {
       arrived_.wait(lock, something);
     } else {
