@@ -112,7 +112,8 @@ Memory::Region Memory::map(size_t bytes) {
       mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) out_of_memory(bytes);
   char* first = static_cast<char*>(mapped);
-  char* base = reinterpret_cast<char*>(round_up(reinterpret_cast<uintptr_t>(first), kHugePage));
+  const auto address = reinterpret_cast<uintptr_t>(first);
+  char* base = first + (round_up(address, kHugePage) - address);
   if (base != first) munmap(first, static_cast<size_t>(base - first));
   char* end = first + reserved;
   if (base + size != end) munmap(base + size, static_cast<size_t>(end - (base + size)));

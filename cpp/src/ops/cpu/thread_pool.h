@@ -65,20 +65,20 @@ class ThreadPool {
   void worker_loop(int thread);
   bool wait_for_work();
 
-  const int num_threads_;
-  std::vector<std::thread> workers_;
+  // High half: number of indices of the region; low half: the next one to hand out. One word, so
+  // that a late worker can never pair an index of one region with the size of another.
+  alignas(128) std::atomic<uint64_t> ticket_{0};
+  alignas(128) std::atomic<int64_t> done_{0};  // indices of the region that are finished
+  alignas(128) std::atomic<uint32_t> wake_{0};
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> stop_{false};
 
   // The region being worked on. Written by the caller while no index is out, published by ticket_.
   void* body_ = nullptr;
   Call call_ = nullptr;
 
-  // High half: number of indices of the region; low half: the next one to hand out. One word, so
-  // that a late worker can never pair an index of one region with the size of another.
-  alignas(128) std::atomic<uint64_t> ticket_{0};
-  alignas(128) std::atomic<int64_t> done_{0};
-  alignas(128) std::atomic<uint32_t> wake_{0};
-  std::atomic<int> sleepers_{0};
-  std::atomic<bool> stop_{false};
+  const int num_threads_;
+  std::vector<std::thread> workers_;
 };
 
 }  // namespace treadle::ops::cpu

@@ -52,7 +52,7 @@ void rms_norm(Backend& b, const RmsNormParams& p) {
 }
 
 void qkv(Backend& b, const QkvParams& p) {
-  b.reserve_scratch(size_t(2 * p.head_dim + p.rotary_dim));
+  b.reserve_scratch(2 * size_t(p.head_dim) + size_t(p.rotary_dim));
   const int64_t features = int64_t{p.heads + 2 * p.kv_heads} * p.head_dim;
   b.pool.parallel_ranges(p.batch.num_tokens, token_grain(4 * features),
                          [&](int64_t begin, int64_t end, int thread) {
