@@ -1,0 +1,121 @@
+// Times attention on the GPU the way the reference figures were taken: a captured graph whose
+// launches walk through layers, so that no launch finds its keys in L2. Prints microseconds and the
+// rate beside FlashAttention 3's (vLLM 0.24, one H200; docs/design/cuda-attention.md).
+//
+//   cuda_attention decode|mha|prefill|mma
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "attention_decode/attention_decode.h"
+#include "attention_prefill/attention_prefill.h"
+#include "attention_problem.cuh"
+
+using namespace treadle::cuda;           // NOLINT: a bench program
+using namespace treadle::cuda::testing;  // NOLINT
+using treadle::ops::AttentionParams;
+
+namespace {
+
+/// Median microseconds of one launch; `run` is captured for each layer in turn.
+template <class Run>
+double time_layers(int layers, Run run) {
+  StreamHandle stream = make_stream();
+  cudaGraph_t raw = nullptr;
+  for (int i = 0; i < layers; ++i) run(i, stream.get());  // loads the kernel
+  check(cudaStreamSynchronize(stream.get()), "warm up");
+  check(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal), "capture");
+  for (int i = 0; i < layers; ++i) run(i, stream.get());
+  check(cudaStreamEndCapture(stream.get(), &raw), "capture");
+  GraphHandle graph(raw);
+  cudaGraphExec_t exec = nullptr;
+  check(cudaGraphInstantiate(&exec, graph.get(), 0), "instantiate");
+  GraphExecHandle owner(exec);
+  EventHandle a = make_event(true);
+  EventHandle b = make_event(true);
+  std::vector<float> times;
+  for (int i = 0; i < 12; ++i) {
+    check(cudaEventRecord(a.get(), stream.get()), "event");
+    check(cudaGraphLaunch(exec, stream.get()), "replay");
+    check(cudaEventRecord(b.get(), stream.get()), "event");
+    check(cudaStreamSynchronize(stream.get()), "replay");
+    float ms = 0.0F;
+    check(cudaEventElapsedTime(&ms, a.get(), b.get()), "event");
+    if (i >= 2) times.push_back(ms);
+  }
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2] * 1000.0 / layers;
+}
+
+struct Column {
+  int batch, length;
+  double peer;  // microseconds or TFLOP/s of FlashAttention 3
+};
+
+void decode(int heads, int kv_heads, const std::vector<Column>& columns) {
+  std::printf("decode %d/%d heads, head_dim 128, fp16\n%10s %9s %8s %9s\n", heads, kv_heads,
+              "batch x ctx", "us", "TB/s", "FA3 us");
+  for (const Column& c : columns) {
+    const double bytes = double(c.batch) * c.length * kv_heads * 128 * 2 * 2;
+    ProblemShape shape;
+    shape.sequences.assign(c.batch, {1, c.length});
+    shape.num_decode = c.batch;
+    shape.heads = heads;
+    shape.kv_heads = kv_heads;
+    shape.num_layers = std::clamp(static_cast<int>(1e9 / bytes), 2, 64);
+    shape.poison = false;
+    Problem<__half> problem(shape);
+    const size_t need = decode_workspace_bytes(c.batch, heads, kv_heads, 128);
+    DeviceMemory memory = make_device_memory(need);
+    check(cudaMemset(memory.get(), 0, need), "zero");
+    DecodeWorkspace workspace{memory.get(), need};
+    const double us = time_layers(shape.num_layers, [&](int layer, cudaStream_t stream) {
+      AttentionParams p = problem.params();
+      p.layer = layer;
+      attention_decode(p, workspace, stream);
+    });
+    std::printf("%4dx%-6d %9.1f %8.2f %9.1f\n", c.batch, c.length, us, bytes / us * 1e-6, c.peer);
+  }
+}
+
+void prefill(bool mma, const std::vector<Column>& columns) {
+  std::printf("prefill %s, causal, 32/8 heads, head_dim 128, fp16\n%10s %9s %8s %9s\n",
+              mma ? "mma.sync" : "best", "batch x len", "us", "TFLOP/s", "FA3");
+  for (const Column& c : columns) {
+    ProblemShape shape;
+    shape.sequences.assign(c.batch, {c.length, c.length});
+    shape.num_layers = 2;
+    shape.poison = false;
+    Problem<__half> problem(shape);
+    DeviceMemory memory = make_device_memory(prefill_workspace_bytes());
+    check(cudaMemset(memory.get(), 0, prefill_workspace_bytes()), "zero");
+    PrefillWorkspace workspace{memory.get(), prefill_workspace_bytes()};
+    const double us = time_layers(2 * 5, [&](int layer, cudaStream_t stream) {
+      AttentionParams p = problem.params();
+      p.layer = layer % 2;
+      if (mma) {
+        attention_prefill_mma(p, stream);
+      } else {
+        attention_prefill(p, workspace, stream);
+      }
+    });
+    const double flop = 4.0 * c.batch * 32 * 128 * (double(c.length) * (c.length + 1) / 2);
+    std::printf("%4dx%-6d %9.1f %8.0f %9.0f\n", c.batch, c.length, us, flop / us * 1e-6, c.peer);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string what = argc > 1 ? argv[1] : "decode";
+  const std::vector<Column> decode_columns = {
+      {1, 1024, 10.5}, {1, 8192, 17.3}, {1, 65536, 72.4}, {8, 4096, 41.1}, {16, 4096, 69.8},
+      {32, 4096, 131}, {64, 2048, 136}, {64, 4096, 253},  {256, 512, 151}, {256, 2048, 514}};
+  const std::vector<Column> prefill_columns = {{32, 512, 204}, {16, 1024, 337}, {8, 2048, 450},
+                                               {4, 4096, 518}, {2, 8192, 549},  {1, 16384, 535}};
+  if (what == "decode") decode(32, 8, decode_columns);
+  if (what == "mha") decode(32, 32, {{1, 2048, 0}, {1, 8192, 0}, {8, 4096, 0}, {64, 2048, 0}});
+  if (what == "prefill") prefill(false, prefill_columns);
+  if (what == "mma") prefill(true, prefill_columns);
+  return 0;
+}

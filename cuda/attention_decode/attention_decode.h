@@ -1,0 +1,42 @@
+// Split-K attention of single tokens over the paged KV pool.
+//
+// One launch of a grid that depends on the GPU alone, so a captured graph stays valid whatever the
+// lengths are: each block of threads finds its equal share of all (sequence, KV head, 64-key block)
+// items from the lengths on the device. See docs/design/cuda-attention.md.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <cuda_runtime_api.h>
+
+#include "ops/ops.h"
+
+namespace treadle::cuda {
+
+/// Memory that launches on one stream share. Must be zeroed once before the first; every launch
+/// leaves its counters at zero again.
+struct DecodeWorkspace {
+  void* data = nullptr;  // device memory aligned to 16 bytes
+  size_t bytes = 0;      // at least decode_workspace_bytes()
+};
+
+/// For the current device. Does not depend on the context length or on how many keys there are.
+size_t decode_workspace_bytes(int32_t max_sequences, int32_t heads, int32_t kv_heads,
+                              int32_t head_dim);
+
+/// Whether attention_decode can run: head_dim 64, 80, 96, 128 or 256, up to 16 query heads for each
+/// KV head, a float16 or bfloat16 pool.
+bool supports_attention_decode(const ops::AttentionParams& p);
+
+/// Attention of sequences [0, num_decode), whose token t is sequence t. q and out have kv.dtype;
+/// out rows of sequences with context_len 0 are zeros. The order of additions depends on the
+/// lengths of the batch and the GPU only, so equal launches give equal bits.
+///
+/// On sm_90 it is launched as a programmatic dependent: context_len, block_tables and the pages of
+/// all blocks but each sequence's last must not be written by the kernel right before it in the
+/// stream (q and the newest keys may be).
+void attention_decode(const ops::AttentionParams& p, DecodeWorkspace& workspace,
+                      cudaStream_t stream);
+
+}  // namespace treadle::cuda

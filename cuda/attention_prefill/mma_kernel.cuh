@@ -1,0 +1,223 @@
+// The prefill kernel of every GPU from sm_80 on, after FlashAttention-2 (arXiv:2307.08691): four
+// warps, each with kRowTiles x 16 query rows of one head; one page of 64 keys at a time, from the
+// last to the first. V arrives under the scores, the next K under the softmax and the product with
+// V.
+#pragma once
+
+#include "attention_prefill/tiles.cuh"
+#include "common/ptx.cuh"
+#include "common/swizzle.cuh"
+
+namespace treadle::cuda::prefill {
+
+constexpr int kMmaThreads = 128;
+constexpr int kPage = 64;
+
+template <int kDim>
+struct MmaLayout {
+  static constexpr int kRowTiles = kDim > 128 ? 1 : 2;
+  static constexpr int kRows = 4 * 16 * kRowTiles;
+  static constexpr int kRowBytes = kDim * 2;
+  static constexpr int kKeys = kRows * kRowBytes;              // after Q
+  static constexpr int kValues = kKeys + kPage * kRowBytes;    // after K
+  static constexpr int kStarts = kValues + kPage * kRowBytes;  // int32 [sequences + 1]
+};
+
+/// Copies `rows` rows of `stride` elements, of which `valid` exist, into a swizzled area.
+template <class T, int kDim>
+__device__ __forceinline__ void copy_rows(uint32_t dst, const T* src, int64_t stride, int rows,
+                                          int valid) {
+  constexpr int kChunks = kDim / 8;
+  for (int i = threadIdx.x; i < rows * kChunks; i += kMmaThreads) {
+    const int r = i / kChunks;
+    const int c = i % kChunks;
+    const bool exists = r < valid;
+    cp_async_16(dst + r * (kDim * 2) + swizzle<kDim>(r, c) * 16,
+                src + (exists ? r : 0) * stride + c * 8, exists);
+  }
+}
+
+template <class T, int kDim>
+__global__ void __launch_bounds__(kMmaThreads, 2)
+    attention_prefill_mma_kernel(const __grid_constant__ Params p) {
+  using L = MmaLayout<kDim>;
+  constexpr int kTiles = L::kRowTiles;
+  extern __shared__ __align__(128) uint8_t shared[];
+  const int lane = threadIdx.x & 31;
+  const int warp = threadIdx.x >> 5;
+  const uint32_t q_area = shared_address(shared);
+  const uint32_t k_area = q_area + L::kKeys;
+  const uint32_t v_area = q_area + L::kValues;
+  auto* starts = reinterpret_cast<int32_t*>(shared + L::kStarts);
+
+  grid_dependency_wait();
+  grid_dependency_launch();
+  if (warp == 0) plan_tiles<L::kRows>(p, starts, lane);
+  __syncthreads();
+  int sequence = 0;
+  const TileInfo t = tile_info<L::kRows, kPage>(p, starts, starts[p.num_sequences],
+                                                blockIdx.y * p.heads + blockIdx.x, &sequence);
+  if (t.done != 0) return;
+  const int32_t* table = p.block_tables + int64_t{sequence} * p.block_table_stride;
+  const int kv_head = t.head / (p.heads / p.kv_heads);
+  auto page_of = [&](int block, int kv) {
+    const int64_t page =
+        ((int64_t{__ldg(table + block)} * p.num_layers + p.layer) * 2 + kv) * p.kv_heads + kv_head;
+    return static_cast<const T*>(p.kv) + page * (kPage * kDim);
+  };
+
+  copy_rows<T, kDim>(
+      q_area, static_cast<const T*>(p.q) + (int64_t{t.first_token} * p.heads + t.head) * kDim,
+      int64_t{p.heads} * kDim, L::kRows, t.rows);
+  int block = t.key_end - 1;
+  copy_rows<T, kDim>(k_area, page_of(block, 0), kDim, kPage, t.context_len - block * kPage);
+  cp_async_commit();
+
+  float out[kTiles][kDim / 8][4];
+  float max[kTiles][2];
+  float sum[kTiles][2];
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n)
+      out[m][n][0] = out[m][n][1] = out[m][n][2] = out[m][n][3] = 0;
+    max[m][0] = max[m][1] = -INFINITY;
+    sum[m][0] = sum[m][1] = 0.0F;
+  }
+  const int warp_row = warp * 16 * kTiles;
+  const int matrix_row = lane & 7;
+  const int matrix = lane >> 3;
+
+  for (; block >= t.key_begin; --block) {
+    cp_async_wait<0>();
+    __syncthreads();  // K is there, V is free
+    copy_rows<T, kDim>(v_area, page_of(block, 1), kDim, kPage, t.context_len - block * kPage);
+    cp_async_commit();
+
+    float s[kTiles][8][4];
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < 8; ++n) s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0F;
+    }
+#pragma unroll
+    for (int step = 0; step < kDim / 16; ++step) {
+      uint32_t a[kTiles][4];
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) {
+        const int r = warp_row + m * 16 + (matrix & 1) * 8 + matrix_row;
+        ldmatrix_x4(a[m],
+                    q_area + r * L::kRowBytes + swizzle<kDim>(r, step * 2 + (matrix >> 1)) * 16);
+      }
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const int key = n * 16 + (matrix >> 1) * 8 + matrix_row;
+        uint32_t b[4];
+        ldmatrix_x4(b,
+                    k_area + key * L::kRowBytes + swizzle<kDim>(key, step * 2 + (matrix & 1)) * 16);
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m) {
+          mma_16816<T>(s[m][2 * n], a[m], b[0], b[1]);
+          mma_16816<T>(s[m][2 * n + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+    cp_async_wait<0>();
+    __syncthreads();  // V is there, K is free
+    if (block > t.key_begin) {
+      copy_rows<T, kDim>(k_area, page_of(block - 1, 0), kDim, kPage, kPage);
+      cp_async_commit();
+    }
+
+    const int first = t.first_pos + warp_row;
+    const bool masked = (block + 1) * kPage > min(first, t.context_len - 1) + 1 ||
+                        (p.window > 0 && block * kPage < first + 16 * kTiles - p.window);
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        if (masked) {
+          const int position = min(first + m * 16 + h * 8 + (lane >> 2), t.context_len - 1);
+          const int last = position - block * kPage - (lane & 3) * 2;
+          const int low = p.window > 0 ? last - p.window + 1 : -(1 << 30);
+#pragma unroll
+          for (int n = 0; n < 8; ++n) {
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              if (n * 8 + j > last || n * 8 + j < low) s[m][n][2 * h + j] = -INFINITY;
+            }
+          }
+        }
+        float top = s[m][0][2 * h];
+#pragma unroll
+        for (int n = 0; n < 8; ++n) top = fmaxf(top, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
+        const float now = fmaxf(max[m][h], quad_max(top));
+        const float base = now == -INFINITY ? 0.0F : now * p.scale_log2;
+        const float factor = exp2_approx(max[m][h] * p.scale_log2 - base);
+        max[m][h] = now;
+        float add = 0.0F;
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            float& x = s[m][n][2 * h + j];
+            x = exp2_approx(fmaf(x, p.scale_log2, -base));
+            add += x;
+          }
+        }
+        sum[m][h] = sum[m][h] * factor + add;
+#pragma unroll
+        for (int n = 0; n < kDim / 8; ++n) {
+          out[m][n][2 * h] *= factor;
+          out[m][n][2 * h + 1] *= factor;
+        }
+      }
+    }
+
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      uint32_t a[kTiles][4];
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) {
+        const float(&x)[4] = s[m][2 * step];
+        const float(&y)[4] = s[m][2 * step + 1];
+        a[m][0] = pack2<T>(x[0], x[1]);
+        a[m][1] = pack2<T>(x[2], x[3]);
+        a[m][2] = pack2<T>(y[0], y[1]);
+        a[m][3] = pack2<T>(y[2], y[3]);
+      }
+      const int key = step * 16 + (matrix & 1) * 8 + matrix_row;
+#pragma unroll
+      for (int pair = 0; pair < kDim / 16; ++pair) {
+        uint32_t b[4];
+        ldmatrix_x4_trans(
+            b, v_area + key * L::kRowBytes + swizzle<kDim>(key, pair * 2 + (matrix >> 1)) * 16);
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m) {
+          mma_16816<T>(out[m][2 * pair], a[m], b[0], b[1]);
+          mma_16816<T>(out[m][2 * pair + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float l = quad_sum(sum[m][h]);
+      const float inverse = l > 0.0F ? 1.0F / l : 0.0F;
+      const int row = warp_row + m * 16 + h * 8 + (lane >> 2);
+      if (row >= t.rows) continue;
+      T* to = static_cast<T*>(p.out) + (int64_t{t.first_token + row} * p.heads + t.head) * kDim +
+              (lane & 3) * 2;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        *reinterpret_cast<uint32_t*>(to + n * 8) =
+            pack2<T>(out[m][n][2 * h] * inverse, out[m][n][2 * h + 1] * inverse);
+      }
+    }
+  }
+}
+
+}  // namespace treadle::cuda::prefill

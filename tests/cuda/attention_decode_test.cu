@@ -1,0 +1,91 @@
+// Decode attention against the plain reference: lengths, head counts, widths, windows, types.
+#include "attention_check.cuh"
+#include "attention_decode/attention_decode.h"
+
+using namespace treadle::cuda;           // NOLINT: a test program
+using namespace treadle::cuda::testing;  // NOLINT
+
+namespace {
+
+ProblemShape decode_shape(const std::vector<int>& lengths, int heads, int kv_heads, int head_dim,
+                          int window = 0) {
+  ProblemShape shape;
+  for (int length : lengths) shape.sequences.push_back({1, length});
+  shape.num_decode = static_cast<int>(lengths.size());
+  shape.heads = heads;
+  shape.kv_heads = kv_heads;
+  shape.head_dim = head_dim;
+  shape.window = window;
+  static unsigned seed = 100;
+  shape.seed = ++seed;
+  return shape;
+}
+
+template <class T>
+int run_all() {
+  int failed = 0;
+  // One workspace for all problems, as in the engine: a problem must leave its counters at zero.
+  const size_t bytes = size_t{64} << 20;
+  DeviceMemory memory = make_device_memory(bytes);
+  check(cudaMemset(memory.get(), 0, bytes), "zero");
+  DecodeWorkspace workspace{memory.get(), bytes};
+  auto test = [&](const std::string& name, const ProblemShape& shape) {
+    failed += check_attention<T>(name, shape,
+                                 [&](const treadle::ops::AttentionParams& p) {
+                                   attention_decode(p, workspace, nullptr);
+                                 })
+                  ? 0
+                  : 1;
+  };
+  const std::vector<int> ragged = {1, 2, 63, 64, 65, 127, 128, 129, 203, 1024, 3000, 5, 17};
+  for (int dim : {64, 80, 96, 128, 256}) {
+    test("ragged d" + std::to_string(dim), decode_shape(ragged, 8, 2, dim));
+    test("window d" + std::to_string(dim), decode_shape(ragged, 8, 2, dim, 100));
+  }
+  for (int group : {1, 2, 3, 4, 5, 6, 7, 8, 12, 16}) {
+    test("group " + std::to_string(group), decode_shape(ragged, 2 * group, 2, 128));
+  }
+  test("mha 32/32", decode_shape({700, 1, 4097}, 32, 32, 128));
+  test("one key", decode_shape({1}, 32, 8, 128));
+  test("one long", decode_shape({16384}, 32, 8, 128));
+  test("one longer, one head", decode_shape({40000}, 4, 1, 128));
+  test("one longer d256 group 16", decode_shape({40000}, 16, 1, 256));
+  std::vector<int> many;
+  for (int i = 0; i < 300; ++i) many.push_back(1 + (i * 7919) % 700);
+  test("300 sequences", decode_shape(many, 32, 8, 128));
+  test("300 sequences, window 64", decode_shape(many, 32, 8, 64, 64));
+  return failed;
+}
+
+/// A sequence without keys (padding of a captured batch) gives zeros and reads no page.
+int empty_sequence() {
+  ProblemShape shape = decode_shape({0, 65, 0}, 8, 2, 128);
+  Problem<__half> problem(shape);
+  const auto& p = problem.params();
+  const size_t bytes = decode_workspace_bytes(3, 8, 2, 128);
+  DeviceMemory memory = make_device_memory(bytes);
+  check(cudaMemset(memory.get(), 0, bytes), "zero");
+  DecodeWorkspace workspace{memory.get(), bytes};
+  problem.poison_out();
+  attention_decode(p, workspace, nullptr);
+  check(cudaDeviceSynchronize(), "empty sequence");
+  const auto got = problem.result();
+  int bad = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const float x = static_cast<float>(got[i]);
+    const bool padding = i / (8 * 128) != 1;
+    bad += padding ? x != 0.0F : !std::isfinite(x);
+  }
+  std::printf("%s empty sequences\n", bad == 0 ? "ok  " : "FAIL");
+  return bad == 0 ? 0 : 1;
+}
+
+}  // namespace
+
+int main() {
+  int failed = empty_sequence();
+  failed += run_all<__half>();
+  failed += run_all<__nv_bfloat16>();
+  std::printf("attention_decode: %d failed\n", failed);
+  return failed == 0 ? 0 : 1;
+}

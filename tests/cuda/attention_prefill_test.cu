@@ -1,0 +1,77 @@
+// Prefill attention, both versions, against the plain reference.
+#include "attention_check.cuh"
+#include "attention_prefill/attention_prefill.h"
+
+using namespace treadle::cuda;           // NOLINT: a test program
+using namespace treadle::cuda::testing;  // NOLINT
+
+namespace {
+
+/// FlashAttention's awkward lengths, then chunks that start in the middle of pages.
+const std::vector<SequenceShape> kRagged = {{1, 1},     {113, 203},   {799, 799},
+                                            {3, 799},   {1023, 1024}, {64, 640},
+                                            {128, 129}, {200, 1100},  {65, 65}};
+
+ProblemShape shape_of(const std::vector<SequenceShape>& sequences, int heads, int kv_heads,
+                      int head_dim, int window = 0) {
+  ProblemShape shape;
+  shape.sequences = sequences;
+  shape.heads = heads;
+  shape.kv_heads = kv_heads;
+  shape.head_dim = head_dim;
+  shape.window = window;
+  static unsigned seed = 500;
+  shape.seed = ++seed;
+  return shape;
+}
+
+template <class T>
+int run_all(bool wgmma) {
+  int failed = 0;
+  DeviceMemory memory = make_device_memory(prefill_workspace_bytes());
+  check(cudaMemset(memory.get(), 0, prefill_workspace_bytes()), "zero");
+  PrefillWorkspace workspace{memory.get(), prefill_workspace_bytes()};
+  auto test = [&](const std::string& name, const ProblemShape& shape) {
+    failed += check_attention<T>((wgmma ? "wgmma " : "mma ") + name, shape,
+                                 [&](const treadle::ops::AttentionParams& p) {
+                                   if (wgmma) {
+                                     attention_prefill_wgmma(p, workspace, nullptr);
+                                   } else {
+                                     attention_prefill_mma(p, nullptr);
+                                   }
+                                 })
+                  ? 0
+                  : 1;
+  };
+  for (int dim : {128, 64, 80, 96, 256}) {
+    const std::string d = " d" + std::to_string(dim);
+    test("one tile" + d, shape_of({{128, 128}}, 4, 2, dim));
+    test("one sequence" + d, shape_of({{500, 500}}, 4, 2, dim));
+    test("ragged" + d, shape_of(kRagged, 8, 2, dim));
+    test("window" + d, shape_of(kRagged, 4, 2, dim, 100));
+  }
+  test("group 1", shape_of(kRagged, 3, 3, 128));
+  test("group 7", shape_of(kRagged, 14, 2, 128));
+  test("chunk of a long context", shape_of({{300, 9000}, {2048, 3577}}, 8, 2, 128));
+  test("window 1", shape_of({{300, 900}}, 4, 1, 64, 1));
+  std::vector<SequenceShape> many;
+  for (int i = 0; i < 150; ++i) many.push_back({1 + i * 37 % 90, 100 + i * 53 % 200});
+  test("150 chunks", shape_of(many, 4, 2, 128));
+  return failed;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int failed = 0;
+  const std::string only = argc > 1 ? argv[1] : "";
+  if (only != "wgmma") failed += run_all<__half>(false) + run_all<__nv_bfloat16>(false);
+  const treadle::ops::AttentionParams any = Problem<__half>(shape_of({{1, 1}}, 1, 1, 64)).params();
+  if (only == "mma" || !supports_attention_prefill_wgmma(any)) {
+    std::printf("skip the wgmma version: not asked for, or not an sm_90 GPU\n");
+  } else {
+    failed += run_all<__half>(true) + run_all<__nv_bfloat16>(true);
+  }
+  std::printf("attention_prefill: %d failed\n", failed);
+  return failed == 0 ? 0 : 1;
+}
