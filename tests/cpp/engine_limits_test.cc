@@ -8,11 +8,13 @@
 namespace treadle {
 namespace {
 
+using testing::endless_config;
 using testing::eventually;
 using testing::expect_error;
 using testing::expect_quiet;
 using testing::greedy;
 using testing::in_session;
+using testing::kForever;
 using testing::read;
 using testing::read_all;
 using testing::Result;
@@ -21,20 +23,15 @@ using testing::some_ids;
 using testing::tiny_config;
 using testing::tiny_engine;
 
-constexpr int32_t kLong = 2000 * 64;  // tokens; many seconds' worth
-
 std::unique_ptr<Engine> one_at_a_time(int32_t max_queue_size = 100) {
-  EngineConfig config = tiny_config();
+  EngineConfig config = endless_config();
   config.max_batch_size = 1;
   config.max_queue_size = max_queue_size;
-  config.session_len = kLong;
-  config.cache_max_entry_count = kLong / 64;
   return tiny_engine(config);
 }
 
-// A request that runs until it is cancelled, for all that a test lasts.
 Stream occupy(Engine& engine) {
-  Stream stream = engine.submit(greedy(some_ids(10, 1), kLong));
+  Stream stream = engine.submit(greedy(some_ids(10, 1), kForever));
   EXPECT_TRUE(stream.next());
   return stream;
 }
@@ -65,7 +62,7 @@ TEST(EngineLimits, RefusalsLeaveNothing) {
   const auto engine = one_at_a_time(1);
   for (int i = 0; i < 5; ++i) {
     expect_error(ErrorCode::kTooLong, {"session_len"},
-                 [&] { engine->submit(in_session(3, greedy(some_ids(kLong, 4), 3))); });
+                 [&] { engine->submit(in_session(3, greedy(some_ids(kForever, 4), 3))); });
     Request request = in_session(4, greedy(some_ids(10, 4), 3));
     request.step = 5;
     expect_error(ErrorCode::kInvalidArgument, {"step = 5"}, [&] { engine->submit(request); });
@@ -98,7 +95,7 @@ TEST(EngineLimits, HigherPrioritiesGoFirst) {
 
 TEST(EngineLimits, DeadlinesEndWhatRunsAndWhatWaits) {
   const auto engine = one_at_a_time();
-  Request late = greedy(some_ids(10, 1), kLong);
+  Request late = greedy(some_ids(10, 1), kForever);
   late.timeout_s = 0.02;
   Stream running = engine->submit(in_session(1, late));
   Stream waiting = engine->submit(late);
@@ -186,7 +183,7 @@ TEST(EngineLimits, StreamsOutliveTheEngine) {
   auto engine = one_at_a_time();
   Stream finished = engine->submit(greedy(some_ids(10, 1), 3));
   ASSERT_TRUE(eventually([&] { return engine->stats().requests_finished == 1; }));
-  Stream running = engine->submit(greedy(some_ids(10, 1), kLong));
+  Stream running = engine->submit(greedy(some_ids(10, 1), kForever));
   Request several = greedy(some_ids(300, 2), 3);
   several.sampling.n = 1;
   Stream waiting = engine->submit(several);

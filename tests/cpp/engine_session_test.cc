@@ -10,6 +10,7 @@ namespace treadle {
 namespace {
 
 using testing::demo_model;
+using testing::endless_config;
 using testing::eventually;
 using testing::expect_error;
 using testing::expect_quiet;
@@ -17,6 +18,7 @@ using testing::greedy;
 using testing::Ids;
 using testing::in_session;
 using testing::join;
+using testing::kForever;
 using testing::read;
 using testing::read_all;
 using testing::Result;
@@ -214,12 +216,12 @@ TEST(EngineSession, StartDropsAndContinueInsists) {
 }
 
 TEST(EngineSession, EndSessionFlagDropsItHoweverTheRequestEnds) {
-  const auto engine = tiny_engine();
+  const auto engine = tiny_engine(endless_config());
   Request last = in_session(1, greedy(some_ids(100, 1), 5));
   last.end_session = true;
   run(*engine, last);
   EXPECT_FALSE(engine->session(1));
-  last.sampling.max_new_tokens = 800;
+  last.sampling.max_new_tokens = kForever;
   Stream stream = engine->submit(last);
   ASSERT_TRUE(stream.next());
   EXPECT_TRUE(engine->cancel(1));
@@ -245,9 +247,9 @@ TEST(EngineSession, EndSessionFlagDropsItHoweverTheRequestEnds) {
 }
 
 TEST(EngineSession, EndSessionCancelsWhatRunsAndWaits) {
-  const auto engine = tiny_engine();
-  Stream a = engine->submit(in_session(1, greedy(some_ids(10, 1), 800)));
-  Stream b = engine->submit(in_session(1, greedy(some_ids(10, 1), 800)));
+  const auto engine = tiny_engine(endless_config());
+  Stream a = engine->submit(in_session(1, greedy(some_ids(10, 1), kForever)));
+  Stream b = engine->submit(in_session(1, greedy(some_ids(10, 1), kForever)));
   ASSERT_TRUE(a.next());
   EXPECT_TRUE(engine->session(1)->busy);
   EXPECT_TRUE(engine->end_session(1));
@@ -262,10 +264,10 @@ TEST(EngineSession, EndSessionCancelsWhatRunsAndWaits) {
 }
 
 TEST(EngineSession, CancelKeepsTheSessionUsable) {
-  const auto engine = tiny_engine();
+  const auto engine = tiny_engine(endless_config());
   EXPECT_FALSE(engine->cancel(1));
-  Stream a = engine->submit(in_session(1, greedy(some_ids(10, 1), 800)));
-  Stream b = engine->submit(in_session(1, greedy(some_ids(10, 1), 800)));
+  Stream a = engine->submit(in_session(1, greedy(some_ids(10, 1), kForever)));
+  Stream b = engine->submit(in_session(1, greedy(some_ids(10, 1), kForever)));
   ASSERT_TRUE(a.next());
   EXPECT_TRUE(engine->cancel(1));
   EXPECT_EQ(read(a).reason, FinishReason::kCancelled);
@@ -328,7 +330,7 @@ TEST(EngineSession, ABusySessionDoesNotExpire) {
 }
 
 TEST(EngineSession, TheLongestIdleMakesRoomForANewOne) {
-  EngineConfig config = tiny_config();
+  EngineConfig config = endless_config();
   config.max_sessions = 3;
   const auto engine = tiny_engine(config);
   for (const uint64_t id : {1U, 2U, 3U}) run(*engine, in_session(id, greedy(some_ids(5, 1), 2)));
@@ -338,7 +340,7 @@ TEST(EngineSession, TheLongestIdleMakesRoomForANewOne) {
   EXPECT_FALSE(engine->session(2));
   std::vector<Stream> busy;
   for (const uint64_t id : {1U, 3U, 4U}) {
-    busy.push_back(engine->submit(in_session(id, greedy(some_ids(5, 1), 900))));
+    busy.push_back(engine->submit(in_session(id, greedy(some_ids(5, 1), kForever))));
   }
   expect_error(ErrorCode::kQueueFull, {"max_sessions = 3"},
                [&] { engine->submit(in_session(5, greedy(some_ids(5, 1), 2))); });

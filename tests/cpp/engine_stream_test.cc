@@ -11,12 +11,14 @@ namespace treadle {
 namespace {
 
 using testing::demo_model;
+using testing::endless_config;
 using testing::eventually;
 using testing::expect_error;
 using testing::expect_quiet;
 using testing::greedy;
 using testing::Ids;
 using testing::join;
+using testing::kForever;
 using testing::read;
 using testing::Result;
 using testing::run;
@@ -120,11 +122,11 @@ TEST(EngineStream, OnReadyAnnouncesOutputs) {
 }
 
 TEST(EngineStream, LettingGoCancels) {
-  const auto engine = tiny_engine();
-  { const Stream gone = engine->submit(greedy(some_ids(10, 2), 900)); }
+  const auto engine = tiny_engine(endless_config());
+  { const Stream gone = engine->submit(greedy(some_ids(10, 2), kForever)); }
   ASSERT_TRUE(eventually([&] { return engine->stats().requests_cancelled == 1; }));
   {
-    Stream moved = engine->submit(greedy(some_ids(10, 2), 900));
+    Stream moved = engine->submit(greedy(some_ids(10, 2), kForever));
     ASSERT_TRUE(moved.next());
     moved = engine->submit(greedy(some_ids(10, 3), 5));  // the one before is let go of
     EXPECT_EQ(read(moved).tokens.size(), 5U);

@@ -95,6 +95,17 @@ inline EngineConfig tiny_config() {
           .random_seed = 11};
 }
 
+/// Tokens: many seconds' worth. A request for so many runs until it is cancelled.
+constexpr int32_t kForever = 2000 * 64;
+
+/// For such requests.
+inline EngineConfig endless_config() {
+  EngineConfig config = tiny_config();
+  config.session_len = kForever;
+  config.cache_max_entry_count = kForever / 64;
+  return config;
+}
+
 inline std::unique_ptr<Engine> tiny_engine(EngineConfig config = tiny_config()) {
   return Engine::load(tiny_model(), std::move(config));
 }

@@ -1,0 +1,108 @@
+// The CPU backend with faults: any of its operations can be made to throw, or logits to be damaged.
+#pragma once
+
+#include <atomic>
+#include <limits>
+#include <memory>
+#include <new>
+
+#include "engine/factory.h"
+#include "ops/ops.h"
+#include "treadle/error.h"
+
+namespace treadle::testing {
+
+/// What goes wrong, and when. One at a time: the table's functions have nowhere else to look.
+struct Faults {
+  enum class Kind { kDevice, kBadAlloc, kUnknown };
+
+  std::atomic<int64_t> calls{0};    // of operations, so far
+  std::atomic<int64_t> fail_at{0};  // the call that throws; 0 = none
+  std::atomic<Kind> kind{Kind::kDevice};
+  std::atomic<uint64_t> nan_seed{0};  // rows of requests with this seed get no finite logit ...
+  std::atomic<uint32_t> nan_from{0};  // ... from this output token on
+  std::atomic<int32_t> nan_prompt_token{-1};  // so do those that ask for this prompt token
+  std::atomic<int> alive{0};                  // backends that were not destroyed yet
+
+  void reset() {
+    calls = 0;
+    fail_at = 0;
+    nan_seed = 0;
+    nan_from = 0;
+    nan_prompt_token = -1;
+  }
+
+  void count() {
+    if (++calls != fail_at) return;
+    switch (kind) {
+      case Kind::kDevice:
+        throw Error(ErrorCode::kDevice, "the test's device fell off the bus");
+      case Kind::kBadAlloc:
+        throw std::bad_alloc();
+      case Kind::kUnknown:
+        throw 42;  // NOLINT(hicpp-exception-baseclass): on purpose
+    }
+  }
+};
+
+inline Faults faults;        // NOLINT
+inline ops::Ops real_table;  // NOLINT: the CPU's own
+
+template <auto Member, typename Params>
+void count_and_call(void* self, const Params& params, ops::Stream stream) {
+  faults.count();
+  (real_table.*Member)(self, params, stream);
+}
+
+/// `self` is the CPU backend's own, so everything that is not replaced works as it is.
+inline ops::Ops faulty_ops(int32_t num_threads = 1) {
+  using ops::Ops;
+  real_table = ops::cpu_ops(num_threads);
+  Ops table = real_table;
+  ++faults.alive;
+  table.destroy = [](void* self) {
+    real_table.destroy(self);
+    --faults.alive;
+  };
+  table.alloc = [](void* self, size_t bytes) {
+    faults.count();
+    return real_table.alloc(self, bytes);
+  };
+  table.upload = [](void* self, void* to, const void* from, size_t bytes, ops::Stream stream) {
+    faults.count();
+    real_table.upload(self, to, from, bytes, stream);
+  };
+  table.download = [](void* self, void* to, const void* from, size_t bytes, ops::Stream stream) {
+    faults.count();
+    real_table.download(self, to, from, bytes, stream);
+  };
+  table.synchronize = [](void* self, ops::Stream stream) {
+    faults.count();
+    real_table.synchronize(self, stream);
+  };
+  table.embed = count_and_call<&Ops::embed, ops::EmbedParams>;
+  table.rms_norm = count_and_call<&Ops::rms_norm, ops::RmsNormParams>;
+  table.linear = count_and_call<&Ops::linear, ops::LinearParams>;
+  table.rope = count_and_call<&Ops::rope, ops::RopeParams>;
+  table.qkv = count_and_call<&Ops::qkv, ops::QkvParams>;
+  table.attention = count_and_call<&Ops::attention, ops::AttentionParams>;
+  table.gather = count_and_call<&Ops::gather, ops::GatherParams>;
+  table.copy_block = count_and_call<&Ops::copy_block, ops::CopyBlockParams>;
+  table.sample = [](void* self, const ops::SampleParams& params, ops::Stream stream) {
+    faults.count();
+    for (int32_t r = 0; r < params.num_rows; ++r) {
+      const ops::SampleRow& asked = params.rows[r];
+      const bool forced = asked.forced_token >= 0;
+      const bool hit = forced ? asked.forced_token == faults.nan_prompt_token
+                              : faults.nan_seed != 0 && asked.seed == faults.nan_seed &&
+                                    asked.position >= faults.nan_from;
+      if (!hit) continue;
+      float* row = params.logits + static_cast<ptrdiff_t>(r) * params.vocab;
+      row[params.vocab / 2] = std::numeric_limits<float>::quiet_NaN();
+    }
+    real_table.sample(self, params, stream);
+  };
+  return table;
+}
+
+}  // namespace treadle::testing
