@@ -6,8 +6,13 @@
 namespace treadle::ops::cpu {
 namespace {
 
-// Rows (query heads of tokens) that share one pass over the keys.
+// Rows (query heads of tokens) that share one pass over the keys; fewer where that would leave
+// threads without work.
 constexpr int kTileRows = 66;
+constexpr int kLeastTileRows = 12;
+
+// Memory for partial results: 16 MiB.
+constexpr size_t kMostStateFloats = size_t{4} << 20;
 
 AttentionTask task_of(const AttentionParams& p, const Backend::AttentionTile& tile, int32_t kv_head,
                       float* scratch) {
@@ -25,7 +30,12 @@ AttentionTask task_of(const AttentionParams& p, const Backend::AttentionTile& ti
 int cut_tiles(Backend& b, const AttentionParams& p) {
   const SequenceBatch& batch = p.batch;
   const int group = p.heads / p.kv_heads;
-  const int most_tokens = std::max(1, kTileRows / group);
+  int rows = kTileRows;
+  const int64_t all_rows = int64_t{batch.num_tokens} * p.heads;
+  while (rows / 2 >= kLeastTileRows && all_rows / rows < int64_t{4} * b.pool.num_threads()) {
+    rows /= 2;
+  }
+  const int most_tokens = std::max(1, rows / group);
   int widest = 1;
   b.attention_tiles.clear();
   for (int32_t s = 0; s < batch.num_sequences; ++s) {
@@ -57,10 +67,12 @@ size_t split_tiles(Backend& b, const AttentionParams& p) {
   const int64_t share = total / (int64_t{2} * b.pool.num_threads());
   size_t state_floats = 0;
   for (auto& tile : b.attention_tiles) {
-    tile.split = b.pool.num_threads() > 1 && tile.segments > 1 && tile.segments > share;
+    const size_t wanted = tile.state_floats * size_t(tile.segments) * size_t(p.kv_heads);
+    tile.split = b.pool.num_threads() > 1 && tile.segments > 1 && tile.segments > share &&
+                 state_floats + wanted <= kMostStateFloats;
     if (!tile.split) continue;
     tile.states = state_floats;
-    state_floats += tile.state_floats * size_t(tile.segments) * size_t(p.kv_heads);
+    state_floats += wanted;
   }
   return state_floats;
 }

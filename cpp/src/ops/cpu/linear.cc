@@ -11,7 +11,9 @@
 namespace treadle::ops::cpu {
 namespace {
 
-int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+int64_t panels_of(int64_t columns) { return divide_up(columns, kPanel); }
 
 /// The rows of a weight, in the order of its panels' columns; null is padding.
 std::vector<const char*> rows_of(const WeightPiece* pieces, int32_t count, int64_t in_features) {
@@ -62,9 +64,10 @@ void pack_panel(const std::vector<const char*>& rows, const int64_t* columns, in
 // Below this much work a layer is not worth handing out.
 constexpr int64_t kInlineWork = 32 << 10;
 
-// Rows of one task: enough to pay for converting a panel, few enough to stay in the second cache.
-constexpr int32_t kTaskRows = 126;
-constexpr int32_t kLeastTaskRows = 24;
+// Rows of one task: enough to reuse a panel often, few enough to stay in the second cache.
+constexpr int64_t kTaskRows = 120;
+constexpr int64_t kLeastTaskRows = 24;
+constexpr int64_t kRowMultiple = 12;  // whole register tiles of every instruction set
 
 }  // namespace
 
@@ -138,34 +141,37 @@ void linear(Backend& b, const LinearParams& p) {
 
   const int64_t unit_panels = p.silu_mul ? 2 : 1;
   // One row takes panels two by two, which gives it more independent sums.
-  const int64_t units_per_task = p.num_tokens == 1 && !p.silu_mul ? 2 : 1;
-  const int64_t column_tasks = (units + units_per_task - 1) / units_per_task;
-  int32_t row_tasks = (p.num_tokens + kTaskRows - 1) / kTaskRows;
+  const bool pairs = p.num_tokens == 1 && !p.silu_mul && divide_up(units, 2) >= threads;
+  const int64_t units_per_task = pairs ? 2 : 1;
+  const int64_t column_tasks = divide_up(units, units_per_task);
+  int64_t row_tasks = divide_up(p.num_tokens, kTaskRows);
   if (column_tasks * row_tasks < int64_t{4} * threads && p.num_tokens > 2 * kLeastTaskRows) {
-    const int64_t wanted = int64_t{4} * threads / column_tasks + 1;
-    row_tasks = static_cast<int32_t>(std::clamp<int64_t>(
-        wanted, row_tasks, (p.num_tokens + kLeastTaskRows - 1) / kLeastTaskRows));
+    row_tasks = std::clamp(divide_up(int64_t{4} * threads, column_tasks), row_tasks,
+                           divide_up(p.num_tokens, kLeastTaskRows));
   }
-  const int32_t height = (p.num_tokens + row_tasks - 1) / row_tasks;
+  int64_t height = p.num_tokens;
+  if (row_tasks > 1) {
+    height = divide_up(divide_up(p.num_tokens, row_tasks), kRowMultiple) * kRowMultiple;
+    row_tasks = divide_up(p.num_tokens, height);
+  }
 
   const float* x = static_cast<const float*>(p.x);
   float* y = static_cast<float*>(p.y);
   const size_t panel_bytes = size_t(w.in_features) * kPanel * dtype_size(w.dtype);
   auto run = [&](int64_t index, int thread) {
     const int64_t unit = index / row_tasks * units_per_task;
-    const int32_t row = static_cast<int32_t>(index % row_tasks) * height;
-    if (row >= p.num_tokens) return;
+    const int64_t row = index % row_tasks * height;
     const int64_t task_units = std::min(units_per_task, units - unit);
     LinearTask t;
-    t.x = x + int64_t{row} * w.in_features;
+    t.x = x + row * w.in_features;
     t.in_features = w.in_features;
-    t.rows = std::min(height, p.num_tokens - row);
+    t.rows = static_cast<int32_t>(std::min(height, p.num_tokens - row));
     t.panels = static_cast<const char*>(w.data) + size_t(unit * unit_panels) * panel_bytes;
     t.num_panels = static_cast<int32_t>(task_units * unit_panels);
     t.dtype = w.dtype;
     t.silu_mul = p.silu_mul;
     t.bias = w.bias == nullptr ? nullptr : w.bias + unit * unit_panels * kPanel;
-    t.y = y + int64_t{row} * columns + unit * kPanel;
+    t.y = y + row * columns + unit * kPanel;
     t.ldy = columns;
     t.columns =
         static_cast<int32_t>(std::min<int64_t>(task_units * kPanel, columns - unit * kPanel));
