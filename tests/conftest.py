@@ -1,0 +1,8 @@
+"""What holds for every Python test."""
+
+import signal
+
+# A shell without job control starts background jobs with SIGINT ignored, and children inherit that.
+# The tests of Ctrl-C need it as a terminal would have it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
