@@ -180,6 +180,34 @@ TEST_P(AttentionTest, LargeScores) {
   }
 }
 
+// A sequence whose numbers have broken down must not touch the others.
+TEST_P(AttentionTest, NanStaysInItsSequence) {
+  const Case c{.shapes = {{70, 1}, {30, 30}, {70, 1}}};
+  PagedBatch paged(c.dtype, 2, c.kv_heads, c.head_dim, 12);
+  paged.set_step(c.shapes, 3, 1);
+  fill_keys(c, &paged);
+  paged.pool.set(paged.index(1, 0, 0, 1, 0, 5), kPoison);
+  const size_t row = size_t(c.heads * c.head_dim);
+  const auto q = random_floats(32 * row, 5);
+  std::vector<float> out(q.size(), kPoison);
+  AttentionParams p;
+  p.q = q.data();
+  p.out = out.data();
+  p.heads = c.heads;
+  p.kv_heads = c.kv_heads;
+  p.head_dim = c.head_dim;
+  p.layer = 1;
+  p.kv = paged.kv;
+  p.batch = paged.batch;
+  ops.attention(ops.self, p, {});
+  for (size_t i = 0; i < row; ++i) {
+    ASSERT_FALSE(std::isnan(out[i]));
+    ASSERT_FALSE(std::isnan(out[31 * row + i]));
+    // The first two of four query heads read the poisoned KV head.
+    ASSERT_EQ(std::isnan(out[row + i]), i < row / 2);
+  }
+}
+
 TREADLE_FOR_ALL_VARIANTS(AttentionTest);
 
 }  // namespace
