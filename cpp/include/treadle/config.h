@@ -23,8 +23,8 @@ struct EngineConfig {
   /// Most sequences in one step of the batch loop.
   int32_t max_batch_size = 64;
 
-  /// KV pool: a fraction (0, 1] of the memory left after the weights, or, above 1, a whole number of
-  /// 64-token blocks. 0 = automatic: 0.8 on a GPU; on a CPU what max_batch_size sequences of
+  /// KV pool: a fraction (0, 1] of the memory left after the weights, or, above 1, a whole number
+  /// of 64-token blocks. 0 = automatic: 0.8 on a GPU; on a CPU what max_batch_size sequences of
   /// session_len need, but at most half of the free memory and 4 GiB.
   double cache_max_entry_count = 0.0;
 

@@ -1,8 +1,8 @@
 // The engine: loads a model directory and runs requests on it.
 //
 //   auto engine = treadle::Engine::load("models/llama", {.max_batch_size = 64});
-//   auto stream = engine->submit({.session_id = 1, .input_ids = ids, .sampling = {.max_new_tokens = 64}});
-//   while (auto out = stream.next()) consume(out->token_ids);
+//   auto stream = engine->submit({.session_id = 1, .input_ids = ids, .sampling = {.max_new_tokens =
+//   64}}); while (auto out = stream.next()) consume(out->token_ids);
 #pragma once
 
 #include <cstdint>
@@ -55,22 +55,22 @@ struct Stats {
   int32_t blocks_active = 0;
   int32_t blocks_cached = 0;
   uint64_t requests_submitted = 0;
-  uint64_t requests_finished = 0;   ///< stop or length
+  uint64_t requests_finished = 0;  ///< stop or length
   uint64_t requests_cancelled = 0;
-  uint64_t requests_failed = 0;     ///< refused ones included
-  uint64_t prompt_tokens = 0;       ///< asked for
-  uint64_t computed_tokens = 0;     ///< prompt tokens run through the model, recomputation included
-  uint64_t prefix_hit_tokens = 0;   ///< prompt tokens taken from cached or shared blocks
+  uint64_t requests_failed = 0;    ///< refused ones included
+  uint64_t prompt_tokens = 0;      ///< asked for
+  uint64_t computed_tokens = 0;    ///< prompt tokens run through the model, recomputation included
+  uint64_t prefix_hit_tokens = 0;  ///< prompt tokens taken from cached or shared blocks
   uint64_t output_tokens = 0;
   uint64_t preemptions = 0;
   uint64_t evicted_blocks = 0;
-  uint64_t copied_blocks = 0;       ///< copies on write
+  uint64_t copied_blocks = 0;  ///< copies on write
   uint64_t steps = 0;
-  double step_seconds = 0.0;        ///< time spent in steps
-  double host_seconds = 0.0;        ///< of it: drain, retire, schedule, batch and emit
-  uint64_t ttft_count = 0;          ///< first tokens; mean time = ttft_seconds / ttft_count
+  double step_seconds = 0.0;  ///< time spent in steps
+  double host_seconds = 0.0;  ///< of it: drain, retire, schedule, batch and emit
+  uint64_t ttft_count = 0;    ///< first tokens; mean time = ttft_seconds / ttft_count
   double ttft_seconds = 0.0;
-  uint64_t itl_count = 0;           ///< later tokens; mean time per token = itl_seconds / itl_count
+  uint64_t itl_count = 0;  ///< later tokens; mean time per token = itl_seconds / itl_count
   double itl_seconds = 0.0;
 };
 

@@ -29,10 +29,10 @@ struct SamplingParams {
   float frequency_penalty = 0.0F;   ///< subtracted per earlier occurrence in the output
 
   std::vector<std::pair<int32_t, float>> logit_bias;  ///< (token id, added to its logit)
-  std::vector<std::vector<int32_t>> bad_words;   ///< token sequences that are never completed
-  std::vector<std::vector<int32_t>> stop_words;  ///< token sequences that end the output
-  std::vector<int32_t> stop_token_ids;           ///< end the output, besides the model's own
-  bool ignore_eos = false;                       ///< do not end at the model's own end tokens
+  std::vector<std::vector<int32_t>> bad_words;        ///< token sequences that are never completed
+  std::vector<std::vector<int32_t>> stop_words;       ///< token sequences that end the output
+  std::vector<int32_t> stop_token_ids;                ///< end the output, besides the model's own
+  bool ignore_eos = false;                            ///< do not end at the model's own end tokens
 
   int32_t logprobs = -1;         ///< -1 none, 0 of the chosen token, n also of the top n (<= 64)
   int32_t prompt_logprobs = -1;  ///< the same for the prompt's tokens; bars prefix reuse
@@ -79,8 +79,8 @@ TREADLE_API const char* finish_reason_name(FinishReason reason) noexcept;
 
 struct TokenLogprob {
   int32_t token_id = 0;
-  float logprob = 0.0F;  ///< natural logarithm, of the distribution after penalties and bias, before
-                         ///< temperature and truncation
+  float logprob = 0.0F;  ///< natural logarithm, of the distribution after penalties and bias,
+                         ///< before temperature and truncation
 };
 
 /// Log-probabilities at one position: the token that stands there, then the top ones, best first.
@@ -98,8 +98,9 @@ struct Usage {
 
 /// What has happened to one continuation since the last Output of it.
 struct Output {
-  int32_t index = 0;               ///< which of the n continuations
-  std::vector<int32_t> token_ids;  ///< new tokens; the stop token or sequence itself is not among them
+  int32_t index = 0;  ///< which of the n continuations
+  std::vector<int32_t>
+      token_ids;  ///< new tokens; the stop token or sequence itself is not among them
   std::vector<PositionLogprobs> logprobs;         ///< one per new token when asked for
   std::vector<PositionLogprobs> prompt_logprobs;  ///< once, with index 0: for prompt tokens 1..
   FinishReason finish_reason = FinishReason::kNone;

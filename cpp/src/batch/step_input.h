@@ -11,9 +11,9 @@
 namespace treadle {
 
 struct StepInput {
-  std::vector<int32_t> tokens;          // [T] ids
-  std::vector<int32_t> positions;       // [T]
-  std::vector<int32_t> rope_len;        // [T] length the rotary base is for: max(prompt, position + 1)
+  std::vector<int32_t> tokens;     // [T] ids
+  std::vector<int32_t> positions;  // [T]
+  std::vector<int32_t> rope_len;   // [T] length the rotary base is for: max(prompt, position + 1)
   std::vector<int32_t> token_sequence;  // [T]
   std::vector<int32_t> query_begin;     // [S + 1]
   std::vector<int32_t> context_len;     // [S]

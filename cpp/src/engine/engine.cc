@@ -124,19 +124,19 @@ Engine::Impl::Impl(const std::string& path, const EngineConfig& options, ops::Op
   sessions =
       std::make_unique<SessionTable>(config.max_sessions, config.session_ttl_s, info.session_len);
   const bool dynamic = spec.rope.kind == model::RopeKind::kDynamicNtk;
-  loop = std::make_unique<Loop>(LoopParts{
-      .spec = spec,
-      .ops = backend.ops,
-      .pool = pool->pool,
-      .decoder = *decoder,
-      .sessions = *sessions,
-      .inbox = *inbox,
-      .limits = {.max_batch_size = config.max_batch_size,
-                 .max_prefill_tokens = config.max_prefill_token_num},
-      .roster = {.session_len = info.session_len,
-                 .random_seed = chosen_seed(config.random_seed),
-                 .share_prefixes = config.enable_prefix_caching,
-                 .reuse_limit = dynamic ? spec.rope.original_len : 0}});
+  loop = std::make_unique<Loop>(
+      LoopParts{.spec = spec,
+                .ops = backend.ops,
+                .pool = pool->pool,
+                .decoder = *decoder,
+                .sessions = *sessions,
+                .inbox = *inbox,
+                .limits = {.max_batch_size = config.max_batch_size,
+                           .max_prefill_tokens = config.max_prefill_token_num},
+                .roster = {.session_len = info.session_len,
+                           .random_seed = chosen_seed(config.random_seed),
+                           .share_prefixes = config.enable_prefix_caching,
+                           .reuse_limit = dynamic ? spec.rope.original_len : 0}});
   thread = std::thread([this] { loop->run(); });
 }
 
@@ -181,8 +181,7 @@ void Engine::Impl::fill_info() {
   info.num_parameters = weights.num_parameters;
   info.weight_bytes = weights.bytes;
   info.workspace_bytes = static_cast<int64_t>(decoder->workspace_bytes());
-  info.kv_bytes_per_token =
-      static_cast<int64_t>(pool->pool.block_bytes()) / ops::kBlockTokens;
+  info.kv_bytes_per_token = static_cast<int64_t>(pool->pool.block_bytes()) / ops::kBlockTokens;
   info.kv_blocks = pool->pool.num_blocks;
   info.kv_pool_bytes = static_cast<int64_t>(pool->pool.block_bytes()) * info.kv_blocks;
   info.kv_block_tokens = ops::kBlockTokens;
@@ -196,8 +195,7 @@ ops::Ops select_backend(const EngineConfig& config) {
 
 std::unique_ptr<Engine> EngineFactory::load(const std::string& path, const EngineConfig& config,
                                             ops::Ops backend) {
-  return std::unique_ptr<Engine>(
-      new Engine(std::make_unique<Engine::Impl>(path, config, backend)));
+  return std::unique_ptr<Engine>(new Engine(std::make_unique<Engine::Impl>(path, config, backend)));
 }
 
 std::unique_ptr<Engine> Engine::load(const std::string& path, EngineConfig config) {
@@ -245,9 +243,8 @@ Health Engine::health() const { return impl_->loop->health(); }
 
 void Engine::shutdown(double drain_seconds) {
   const double bounded = std::clamp(std::isnan(drain_seconds) ? 0.0 : drain_seconds, 0.0, 3.2e8);
-  impl_->loop->set_drain_deadline(
-      Clock::now() +
-      std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(bounded)));
+  impl_->loop->set_drain_deadline(Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                                     std::chrono::duration<double>(bounded)));
   impl_->inbox->close(ErrorCode::kShutdown, "the engine is shut down and takes no more requests");
   std::lock_guard lock(impl_->join_mutex);
   if (impl_->thread.joinable()) impl_->thread.join();

@@ -42,13 +42,15 @@ std::string mebibytes(double bytes) {
 void check_config(const EngineConfig& config) {
   if (config.device != "auto" && config.device != "cpu") {
     const bool cuda = config.device == "cuda" || config.device.starts_with("cuda:");
-    if (!cuda) invalid("device", '"' + config.device + '"', "\"auto\", \"cpu\", \"cuda\" or \"cuda:N\"");
-    throw Error(ErrorCode::kUnsupported, "device = \"" + config.device +
-                                             "\": this build has no CUDA backend; use \"cpu\"");
+    if (!cuda)
+      invalid("device", '"' + config.device + '"', "\"auto\", \"cpu\", \"cuda\" or \"cuda:N\"");
+    throw Error(ErrorCode::kUnsupported,
+                "device = \"" + config.device + "\": this build has no CUDA backend; use \"cpu\"");
   }
   if (config.dtype != "auto" && config.dtype != "float16" && config.dtype != "bfloat16" &&
       config.dtype != "float32") {
-    invalid("dtype", '"' + config.dtype + '"', "\"auto\", \"float16\", \"bfloat16\" or \"float32\"");
+    invalid("dtype", '"' + config.dtype + '"',
+            "\"auto\", \"float16\", \"bfloat16\" or \"float32\"");
   }
   check_range("session_len", config.session_len, 0, 1 << 24);
   check_range("max_batch_size", config.max_batch_size, 1, kMaxBatchSize);
@@ -101,12 +103,12 @@ int32_t pool_blocks(const EngineConfig& config, const ops::KvPool& shape, int32_
     blocks = std::min(need, std::floor(std::min(free / 2, kAutoPoolBytes) / block));
   }
   if (blocks < 1.0 || blocks * block > free) {
-    throw Error(ErrorCode::kOutOfMemory,
-                "the KV pool does not fit: " +
-                    std::to_string(static_cast<int64_t>(std::max(blocks, 1.0))) + " blocks of " +
-                    mebibytes(block) + " need " + mebibytes(std::max(blocks, 1.0) * block) + ", " +
-                    mebibytes(free) + " are free after weights and workspace; lower " +
-                    "cache_max_entry_count or free memory");
+    throw Error(
+        ErrorCode::kOutOfMemory,
+        "the KV pool does not fit: " + std::to_string(static_cast<int64_t>(std::max(blocks, 1.0))) +
+            " blocks of " + mebibytes(block) + " need " + mebibytes(std::max(blocks, 1.0) * block) +
+            ", " + mebibytes(free) + " are free after weights and workspace; lower " +
+            "cache_max_entry_count or free memory");
   }
   return static_cast<int32_t>(std::min(blocks, 2.0e9));
 }

@@ -46,9 +46,9 @@ class StepSampler {
 
   const ops::Ops& ops_;
   const int32_t vocab_size_;
-  int32_t* tokens_ = nullptr;        // [max_rows_per_pass], backend's memory
-  float* logprobs_ = nullptr;        // [max_rows_per_pass]
-  ops::TopLogprob* top_ = nullptr;   // [max_rows_per_pass][kMaxTopLogprobs]
+  int32_t* tokens_ = nullptr;       // [max_rows_per_pass], backend's memory
+  float* logprobs_ = nullptr;       // [max_rows_per_pass]
+  ops::TopLogprob* top_ = nullptr;  // [max_rows_per_pass][kMaxTopLogprobs]
   std::vector<ops::SampleRow> sample_rows_;
   std::vector<int32_t> host_tokens_;
   std::vector<float> host_logprobs_;

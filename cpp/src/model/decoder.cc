@@ -7,8 +7,8 @@
 namespace treadle::model {
 namespace {
 
-// Logits are made for at most this many bytes of rows at a time: a prompt with prompt_logprobs wants
-// one row per token.
+// Logits are made for at most this many bytes of rows at a time: a prompt with prompt_logprobs
+// wants one row per token.
 constexpr size_t kLogitBytes = size_t{32} << 20;
 
 constexpr size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -17,8 +17,8 @@ constexpr size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Offsets of the buffers in the workspace, in bytes.
 struct Decoder::Layout {
-  size_t inv_freq, cos_sin, residual, hidden, normed, qkv_out, q, attended, gated, row_buffer, logits,
-      integers;
+  size_t inv_freq, cos_sin, residual, hidden, normed, qkv_out, q, attended, gated, row_buffer,
+      logits, integers;
   size_t total = 0;
   int32_t max_logit_rows;
 
@@ -27,16 +27,14 @@ struct Decoder::Layout {
     const auto tokens = static_cast<size_t>(limits.max_tokens);
     const auto rows = static_cast<size_t>(limits.max_rows);
     const auto sequences = static_cast<size_t>(limits.max_sequences);
-    const auto width = static_cast<size_t>(std::max(spec.hidden_size, spec.num_heads * spec.head_dim));
+    const auto width =
+        static_cast<size_t>(std::max(spec.hidden_size, spec.num_heads * spec.head_dim));
     const auto vocab_bytes = static_cast<size_t>(spec.vocab_size) * sizeof(float);
-    const auto block_table = static_cast<size_t>(
-        (limits.session_len + ops::kBlockTokens - 1) / ops::kBlockTokens + 1);
-    max_logit_rows = static_cast<int32_t>(
-        std::clamp<size_t>(kLogitBytes / vocab_bytes, 1, rows));
+    const auto block_table =
+        static_cast<size_t>((limits.session_len + ops::kBlockTokens - 1) / ops::kBlockTokens + 1);
+    max_logit_rows = static_cast<int32_t>(std::clamp<size_t>(kLogitBytes / vocab_bytes, 1, rows));
 
-    const auto take = [this](size_t bytes) {
-      return std::exchange(total, total + aligned(bytes));
-    };
+    const auto take = [this](size_t bytes) { return std::exchange(total, total + aligned(bytes)); };
     const auto half = static_cast<size_t>(spec.rope.rotary_dim) / 2;
     inv_freq = take(half * sizeof(float));
     cos_sin = take(tokens * half * 2 * sizeof(float));
@@ -170,7 +168,8 @@ void Decoder::mlp_block(const LayerWeights& layer, int32_t num_tokens) {
                .silu_mul = true},
               stream_);
   ops_.linear(ops_.self,
-              {.x = gated_, .weight = &layer.down, .y = hidden_, .num_tokens = num_tokens}, stream_);
+              {.x = gated_, .weight = &layer.down, .y = hidden_, .num_tokens = num_tokens},
+              stream_);
 }
 
 void Decoder::forward(const DecoderInput& input) {
@@ -189,7 +188,10 @@ void Decoder::forward(const DecoderInput& input) {
   };
   const auto gather_rows = [&](char* from, int32_t width) {
     ops_.gather(ops_.self,
-                {.in = from, .rows = logit_rows_, .out = row_buffer_, .num_rows = num_rows_,
+                {.in = from,
+                 .rows = logit_rows_,
+                 .out = row_buffer_,
+                 .num_rows = num_rows_,
                  .hidden = width},
                 stream_);
   };
@@ -233,8 +235,8 @@ void Decoder::forward(const DecoderInput& input) {
       gather_rows(attended_, spec_.num_heads * spec_.head_dim);
       attended = row_buffer_;
     }
-    ops_.linear(ops_.self,
-                {.x = attended, .weight = &layer.o, .y = hidden_, .num_tokens = count}, stream_);
+    ops_.linear(ops_.self, {.x = attended, .weight = &layer.o, .y = hidden_, .num_tokens = count},
+                stream_);
     mlp_block(layer, count);
     previous = hidden_;
   }
@@ -242,8 +244,7 @@ void Decoder::forward(const DecoderInput& input) {
 }
 
 float* Decoder::logits(int32_t begin, int32_t count) {
-  const size_t row_bytes =
-      static_cast<size_t>(spec_.hidden_size) * ops::dtype_size(ops_.act_dtype);
+  const size_t row_bytes = static_cast<size_t>(spec_.hidden_size) * ops::dtype_size(ops_.act_dtype);
   ops_.linear(ops_.self,
               {.x = normed_ + static_cast<size_t>(begin) * row_bytes,
                .weight = &weights_.head,

@@ -30,10 +30,10 @@ struct DecoderInput {
 };
 
 struct DecoderLimits {
-  int32_t max_tokens = 0;    // T
-  int32_t max_rows = 0;      // R
+  int32_t max_tokens = 0;     // T
+  int32_t max_rows = 0;       // R
   int32_t max_sequences = 0;  // S
-  int32_t session_len = 0;   // longest context
+  int32_t session_len = 0;    // longest context
 };
 
 /// Borrows spec, weights and ops; owns its workspace, whose size is fixed at construction.
@@ -45,7 +45,8 @@ class Decoder {
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;
 
-  /// Writes the tokens' K and V and leaves the final hidden states of input.logit_rows for logits().
+  /// Writes the tokens' K and V and leaves the final hidden states of input.logit_rows for
+  /// logits().
   void forward(const DecoderInput& input);
 
   /// Logits of rows [begin, begin + count) of the last forward's logit_rows: [count][vocab] in the
@@ -75,16 +76,16 @@ class Decoder {
 
   char* workspace_ = nullptr;  // everything below lies in it
   float* inv_freq_ = nullptr;
-  float* cos_sin_ = nullptr;   // [T][rotary_dim / 2][2]
-  char* residual_ = nullptr;   // [T][hidden], [R][hidden] after the last attention
-  char* hidden_ = nullptr;     // [T][hidden] output of a block, to be added to the residual
-  char* normed_ = nullptr;     // [T][hidden]
-  char* qkv_out_ = nullptr;    // [T][qkv_features]
-  char* q_ = nullptr;          // [T][heads * head_dim]
-  char* attended_ = nullptr;   // [T][heads * head_dim]
-  char* gated_ = nullptr;      // [T][intermediate]
-  char* row_buffer_ = nullptr;  // [R][max(hidden, heads * head_dim)]
-  float* logits_ = nullptr;    // [max_logit_rows][vocab]
+  float* cos_sin_ = nullptr;     // [T][rotary_dim / 2][2]
+  char* residual_ = nullptr;     // [T][hidden], [R][hidden] after the last attention
+  char* hidden_ = nullptr;       // [T][hidden] output of a block, to be added to the residual
+  char* normed_ = nullptr;       // [T][hidden]
+  char* qkv_out_ = nullptr;      // [T][qkv_features]
+  char* q_ = nullptr;            // [T][heads * head_dim]
+  char* attended_ = nullptr;     // [T][heads * head_dim]
+  char* gated_ = nullptr;        // [T][intermediate]
+  char* row_buffer_ = nullptr;   // [R][max(hidden, heads * head_dim)]
+  float* logits_ = nullptr;      // [max_logit_rows][vocab]
   int32_t* integers_ = nullptr;  // the step's index arrays
 
   ops::SequenceBatch batch_;  // points into integers_

@@ -37,7 +37,7 @@ struct RopeSpec {
 
 struct ModelSpec {
   std::string architecture;  // "LlamaForCausalLM"
-  std::string family;        // "llama", "mistral", "qwen2", "qwen3", "internlm", "internlm2", "internlm3"
+  std::string family;  // "llama", "mistral", "qwen2", "qwen3", "internlm", "internlm2", "internlm3"
   int32_t num_layers = 0;
   int32_t hidden_size = 0;
   int32_t intermediate_size = 0;

@@ -10,7 +10,7 @@
 namespace treadle::model {
 
 struct LayerWeights {
-  ops::LinearWeight qkv;      // Q, K, V stacked; bias inside
+  ops::LinearWeight qkv;  // Q, K, V stacked; bias inside
   ops::LinearWeight o;
   ops::LinearWeight gate_up;  // made with silu_mul
   ops::LinearWeight down;

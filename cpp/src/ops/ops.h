@@ -1,10 +1,10 @@
 // The seam between the model and the hardware: a table of functions, chosen once at load.
 //
-// Every operation takes a plain parameter struct; each pointer's shape is in its comment, row-major,
-// dense unless a stride is named. Pointers are borrowed and live in the backend's memory (alloc).
-// Activations have the backend's activation type (Ops::act_dtype: float32 on the CPU). Operations
-// are ordered by their stream; results may be read after synchronize(). A failing device throws
-// treadle::Error(kDevice); nothing else is thrown.
+// Every operation takes a plain parameter struct; each pointer's shape is in its comment,
+// row-major, dense unless a stride is named. Pointers are borrowed and live in the backend's memory
+// (alloc). Activations have the backend's activation type (Ops::act_dtype: float32 on the CPU).
+// Operations are ordered by their stream; results may be read after synchronize(). A failing device
+// throws treadle::Error(kDevice); nothing else is thrown.
 //
 // Batch invariance: a token's result does not depend on the other tokens of the batch, nor on how a
 // prompt was cut into chunks. Reductions run in an order that depends on the token's own position
@@ -25,7 +25,7 @@ struct EmbedParams {
   const void* table = nullptr;         // [V][H] of table_dtype, or null
   const LinearWeight* tied = nullptr;  // head weight (N = V, K = H), used when table is null
   DType table_dtype = DType::kF32;
-  void* out = nullptr;           // [T][H]
+  void* out = nullptr;  // [T][H]
   int32_t num_tokens = 0;
   int32_t hidden = 0;
 };
@@ -71,8 +71,8 @@ struct RopeParams {
 /// Splits the fused projection, applies qk-norm, RoPE (rotate-half pairs i, i + d/2) and logn
 /// scaling, writes K and V to the pool at each token's position, and Q to q_out.
 struct QkvParams {
-  const void* qkv = nullptr;  // [T][(heads + 2 * kv_heads) * head_dim]: Q, then K, then V
-  void* q_out = nullptr;      // [T][heads][head_dim]
+  const void* qkv = nullptr;       // [T][(heads + 2 * kv_heads) * head_dim]: Q, then K, then V
+  void* q_out = nullptr;           // [T][heads][head_dim]
   const float* q_norm = nullptr;   // [head_dim] RMS norm per head (qwen3), or null
   const float* k_norm = nullptr;   // [head_dim]
   const float* cos_sin = nullptr;  // [T][rotary_dim / 2][2]
@@ -133,8 +133,8 @@ struct Ops {
   void (*synchronize)(void* self, Stream) = nullptr;
 
   /// Stacks the pieces into one weight of in_features columns in the backend's layout. `bias`: [N]
-  /// host floats or null. All pieces have one dtype. `silu_mul`: the pieces are gate and up, and the
-  /// weight will be used with LinearParams::silu_mul, so the backend may interleave them.
+  /// host floats or null. All pieces have one dtype. `silu_mul`: the pieces are gate and up, and
+  /// the weight will be used with LinearParams::silu_mul, so the backend may interleave them.
   LinearWeight (*make_linear)(void* self, const WeightPiece* pieces, int32_t count,
                               int64_t in_features, const float* bias, bool silu_mul) = nullptr;
   void (*release_linear)(void* self, LinearWeight* weight) = nullptr;
