@@ -2,7 +2,7 @@
 // launches walk through layers, so that no launch finds its keys in L2. Prints microseconds and the
 // rate beside FlashAttention 3's (vLLM 0.24, one H200; docs/design/cuda-attention.md).
 //
-//   cuda_attention decode|mha|prefill|mma
+//   cuda_attention decode|mha|prefill|mma [batch length]
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -113,6 +113,12 @@ int main(int argc, char** argv) {
       {32, 4096, 131}, {64, 2048, 136}, {64, 4096, 253},  {256, 512, 151}, {256, 2048, 514}};
   const std::vector<Column> prefill_columns = {{32, 512, 204}, {16, 1024, 337}, {8, 2048, 450},
                                                {4, 4096, 518}, {2, 8192, 549},  {1, 16384, 535}};
+  if (argc > 3) {  // one shape: batch, length
+    const Column one = {std::stoi(argv[2]), std::stoi(argv[3]), 0};
+    if (what == "decode" || what == "mha") decode(32, what == "mha" ? 32 : 8, {one});
+    if (what == "prefill" || what == "mma") prefill(what == "mma", {one});
+    return 0;
+  }
   if (what == "decode") decode(32, 8, decode_columns);
   if (what == "mha") decode(32, 32, {{1, 2048, 0}, {1, 8192, 0}, {8, 4096, 0}, {64, 2048, 0}});
   if (what == "prefill") prefill(false, prefill_columns);

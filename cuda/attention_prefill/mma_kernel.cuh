@@ -23,17 +23,32 @@ struct MmaLayout {
   static constexpr int kStarts = kValues + kPage * kRowBytes;  // int32 [sequences + 1]
 };
 
-/// Copies `rows` rows of `stride` elements, of which `valid` exist, into a swizzled area.
-template <class T, int kDim>
-__device__ __forceinline__ void copy_rows(uint32_t dst, const T* src, int64_t stride, int rows,
-                                          int valid) {
+/// Copies kRows rows of `stride` elements, of which `valid` exist, into a swizzled area.
+template <class T, int kDim, int kRows>
+__device__ __forceinline__ void copy_rows(uint32_t dst, const T* src, int64_t stride, int valid) {
   constexpr int kChunks = kDim / 8;
-  for (int i = threadIdx.x; i < rows * kChunks; i += kMmaThreads) {
-    const int r = i / kChunks;
-    const int c = i % kChunks;
-    const bool exists = r < valid;
-    cp_async_16(dst + r * (kDim * 2) + swizzle<kDim>(r, c) * 16,
-                src + (exists ? r : 0) * stride + c * 8, exists);
+  if constexpr (kMmaThreads / kChunks % 8 == 0) {
+    // A thread's rows are a multiple of 8 apart, so that the swizzle is the same for all.
+    constexpr int kStep = kMmaThreads / kChunks;
+    const int r = threadIdx.x / kChunks;
+    const int c = threadIdx.x % kChunks;
+    dst += r * (kDim * 2) + swizzle<kDim>(r, c) * 16;
+    src += r * stride + c * 8;
+#pragma unroll
+    for (int i = 0; i < kRows / kStep; ++i) {
+      const bool exists = r + i * kStep < valid;
+      cp_async_16(dst + i * kStep * kDim * 2, src + (exists ? i * kStep : 0) * stride, exists);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kRows * kChunks / kMmaThreads; ++k) {
+      const int i = threadIdx.x + k * kMmaThreads;
+      const int r = i / kChunks;
+      const int c = i % kChunks;
+      const bool exists = r < valid;
+      cp_async_16(dst + r * (kDim * 2) + swizzle<kDim>(r, c) * 16,
+                  src + (exists ? r : 0) * stride + c * 8, exists);
+    }
   }
 }
 
@@ -42,7 +57,7 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
     attention_prefill_mma_kernel(const __grid_constant__ Params p) {
   using L = MmaLayout<kDim>;
   constexpr int kTiles = L::kRowTiles;
-  extern __shared__ __align__(128) uint8_t shared[];
+  extern __shared__ __align__(1024) uint8_t shared[];
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   const uint32_t q_area = shared_address(shared);
@@ -66,11 +81,11 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
     return static_cast<const T*>(p.kv) + page * (kPage * kDim);
   };
 
-  copy_rows<T, kDim>(
+  copy_rows<T, kDim, L::kRows>(
       q_area, static_cast<const T*>(p.q) + (int64_t{t.first_token} * p.heads + t.head) * kDim,
-      int64_t{p.heads} * kDim, L::kRows, t.rows);
+      int64_t{p.heads} * kDim, t.rows);
   int block = t.key_end - 1;
-  copy_rows<T, kDim>(k_area, page_of(block, 0), kDim, kPage, t.context_len - block * kPage);
+  copy_rows<T, kDim, kPage>(k_area, page_of(block, 0), kDim, t.context_len - block * kPage);
   cp_async_commit();
 
   float out[kTiles][kDim / 8][4];
@@ -91,7 +106,7 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
   for (; block >= t.key_begin; --block) {
     cp_async_wait<0>();
     __syncthreads();  // K is there, V is free
-    copy_rows<T, kDim>(v_area, page_of(block, 1), kDim, kPage, t.context_len - block * kPage);
+    copy_rows<T, kDim, kPage>(v_area, page_of(block, 1), kDim, t.context_len - block * kPage);
     cp_async_commit();
 
     float s[kTiles][8][4];
@@ -105,16 +120,16 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
       uint32_t a[kTiles][4];
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
-        const int r = warp_row + m * 16 + (matrix & 1) * 8 + matrix_row;
-        ldmatrix_x4(a[m],
-                    q_area + r * L::kRowBytes + swizzle<kDim>(r, step * 2 + (matrix >> 1)) * 16);
+        const int r = warp_row + (matrix & 1) * 8 + matrix_row;  // and 16 m
+        ldmatrix_x4(a[m], swizzled<kDim>(q_area + r * L::kRowBytes, r, step * 2, matrix >> 1) +
+                              m * 16 * L::kRowBytes);
       }
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        const int key = n * 16 + (matrix >> 1) * 8 + matrix_row;
+        const int key = (matrix >> 1) * 8 + matrix_row;  // and 16 n
         uint32_t b[4];
-        ldmatrix_x4(b,
-                    k_area + key * L::kRowBytes + swizzle<kDim>(key, step * 2 + (matrix & 1)) * 16);
+        ldmatrix_x4(b, swizzled<kDim>(k_area + key * L::kRowBytes, key, step * 2, matrix & 1) +
+                           n * 16 * L::kRowBytes);
 #pragma unroll
         for (int m = 0; m < kTiles; ++m) {
           mma_16816<T>(s[m][2 * n], a[m], b[0], b[1]);
@@ -125,7 +140,7 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
     cp_async_wait<0>();
     __syncthreads();  // V is there, K is free
     if (block > t.key_begin) {
-      copy_rows<T, kDim>(k_area, page_of(block - 1, 0), kDim, kPage, kPage);
+      copy_rows<T, kDim, kPage>(k_area, page_of(block - 1, 0), kDim, kPage);
       cp_async_commit();
     }
 
@@ -186,12 +201,13 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
         a[m][2] = pack2<T>(y[0], y[1]);
         a[m][3] = pack2<T>(y[2], y[3]);
       }
-      const int key = step * 16 + (matrix & 1) * 8 + matrix_row;
+      const int key = (matrix & 1) * 8 + matrix_row;  // and 16 step
 #pragma unroll
       for (int pair = 0; pair < kDim / 16; ++pair) {
         uint32_t b[4];
-        ldmatrix_x4_trans(
-            b, v_area + key * L::kRowBytes + swizzle<kDim>(key, pair * 2 + (matrix >> 1)) * 16);
+        ldmatrix_x4_trans(b,
+                          swizzled<kDim>(v_area + key * L::kRowBytes, key, pair * 2, matrix >> 1) +
+                              step * 16 * L::kRowBytes);
 #pragma unroll
         for (int m = 0; m < kTiles; ++m) {
           mma_16816<T>(out[m][2 * pair], a[m], b[0], b[1]);
