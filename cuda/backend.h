@@ -1,0 +1,55 @@
+// What the CUDA operations share: one device, one stream, the buffers that outlive a call.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "common/handles.h"
+#include "common/staging.h"
+#include "linear/matmul.h"
+#include "ops/ops.h"
+#include "sampling/sample.h"
+
+namespace treadle::cuda {
+
+/// Device memory that grows and is zeroed when it does.
+struct Scratch {
+  DeviceMemory memory;
+  size_t bytes = 0;
+
+  void reserve(size_t wanted, cudaStream_t stream);
+};
+
+/// Made with its device current; every call makes it current again, because the loading thread and
+/// the engine's thread are not the same.
+struct Backend {
+  Backend(int32_t device_index, ops::DType act_dtype);
+  ~Backend();
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  void make_current() const { check(cudaSetDevice(device), "choose device"); }
+  cudaStream_t stream_of(ops::Stream stream) const {
+    return stream.handle != nullptr ? static_cast<cudaStream_t>(stream.handle) : own_stream.get();
+  }
+
+  const int32_t device;
+  const ops::DType act;
+  const std::string name;
+  StreamHandle own_stream;
+  Matmul matmul;
+  StagingRing uploads;
+  ReturnBuffer downloads;
+  BulkUploader weights;
+  SampleWorkspace sampling;
+  Scratch gate_up;         // [tokens][2 * intermediate] between a product and its gated activation
+  Scratch decode_scratch;  // attention_decode's workspace
+  Scratch prefill_scratch;
+};
+
+ops::LinearWeight make_linear(Backend&, const ops::WeightPiece* pieces, int32_t count,
+                              int64_t in_features, const float* bias, bool silu_mul);
+void linear(Backend&, const ops::LinearParams&, cudaStream_t);
+void attention(Backend&, const ops::AttentionParams&, cudaStream_t);
+
+}  // namespace treadle::cuda

@@ -1,0 +1,157 @@
+// From the fused projection to Q and the KV pool: qk-norm, RoPE, logn scaling, paged write. And the
+// angles of RoPE (arXiv:2104.09864), once for all layers of a step.
+#include "common/dispatch.h"
+#include "common/ptx.cuh"
+#include "common/vec.cuh"
+#include "elementwise/elementwise.h"
+
+namespace treadle::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+__global__ void __launch_bounds__(kThreads) rope_kernel(ops::RopeParams p) {
+  const int half = p.rotary_dim / 2;
+  const int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  grid_dependency_wait();
+  grid_dependency_launch();
+  if (index >= int64_t{p.num_tokens} * half) return;
+  const int t = static_cast<int>(index / half);
+  const int i = static_cast<int>(index % half);
+  const bool stretched = p.dynamic_base > 0.0 && p.rope_len != nullptr && p.rotary_dim > 2 &&
+                         p.rope_len[t] > p.original_len;
+  float inv_freq = 0.0F;
+  if (stretched) {
+    const double stretch =
+        p.dynamic_factor * p.rope_len[t] / p.original_len - (p.dynamic_factor - 1.0);
+    const double d = p.rotary_dim;
+    const double base = p.dynamic_base * pow(stretch, d / (d - 2.0));
+    inv_freq = static_cast<float>(1.0 / pow(base, 2.0 * i / d));
+  } else {
+    inv_freq = p.inv_freq[i];
+  }
+  // The product is rounded to float because models are trained with such angles.
+  const float angle = static_cast<float>(p.positions[t]) * inv_freq;
+  float s = 0.0F;
+  float c = 0.0F;
+  sincosf(angle, &s, &c);
+  reinterpret_cast<float2*>(p.cos_sin)[index] =
+      make_float2(c * p.attention_factor, s * p.attention_factor);
+}
+
+/// A head of head_dim elements is held by kLanes lanes, eight elements each; lanes past head_dim
+/// idle. The rotated pair (i, i + rotary_dim / 2) lies rotary_dim / 16 lanes apart.
+template <class T, int kLanes>
+__global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
+  const int lane = threadIdx.x % kLanes;
+  const int head = blockIdx.y * (kThreads / kLanes) + threadIdx.x / kLanes;
+  const int all_heads = p.heads + 2 * p.kv_heads;
+  const int t = blockIdx.x;
+  const int dim = p.head_dim;
+  const bool here = head < all_heads && lane * 8 < dim;
+  const bool is_q = head < p.heads;
+  const bool is_v = head >= p.heads + p.kv_heads;
+  grid_dependency_wait();
+  grid_dependency_launch();
+
+  float x[8] = {};
+  if (here) {
+    load8(static_cast<const T*>(p.qkv) + (size_t(t) * all_heads + head) * dim + lane * 8, x);
+  }
+
+  if (p.q_norm != nullptr || p.k_norm != nullptr) {
+    float sum = 0.0F;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum += x[j] * x[j];
+#pragma unroll
+    for (int other = kLanes / 2; other > 0; other /= 2) {
+      sum += __shfl_xor_sync(0xffffffffU, sum, other, kLanes);
+    }
+    const float* weight = is_v ? nullptr : is_q ? p.q_norm : p.k_norm;
+    if (weight != nullptr && here) {
+      const float scale = 1.0F / sqrtf(sum / static_cast<float>(dim) + p.norm_eps);
+      float w[8];
+      load8(weight + lane * 8, w);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) x[j] = x[j] * scale * w[j];
+    }
+  }
+
+  const int apart = p.rotary_dim / 16;
+  const int partner = lane < apart ? lane + apart : lane < 2 * apart ? lane - apart : lane;
+  float y[8];
+#pragma unroll
+  for (int j = 0; j < 8; ++j) y[j] = __shfl_sync(0xffffffffU, x[j], partner, kLanes);
+  if (!here) return;
+  if (!is_v && lane < 2 * apart) {
+    const int first = (lane < apart ? lane : lane - apart) * 8;
+    const float* angles = p.cos_sin + (size_t(t) * (p.rotary_dim / 2) + first) * 2;
+    const float sign = lane < apart ? -1.0F : 1.0F;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float4 a = reinterpret_cast<const float4*>(angles)[j];
+      x[2 * j] = x[2 * j] * a.x + sign * (y[2 * j] * a.y);
+      x[2 * j + 1] = x[2 * j + 1] * a.z + sign * (y[2 * j + 1] * a.w);
+    }
+  }
+
+  const int position = p.batch.positions[t];
+  if (is_q) {
+    if (p.logn_len > 0 && position >= p.logn_len) {
+      const auto scale = static_cast<float>(log(static_cast<double>(position) + 1.0) /
+                                            log(static_cast<double>(p.logn_len)));
+#pragma unroll
+      for (int j = 0; j < 8; ++j) x[j] *= scale;
+    }
+    store8(static_cast<T*>(p.q_out) + (size_t(t) * p.heads + head) * dim + lane * 8, x);
+    return;
+  }
+  const int32_t* table =
+      p.batch.block_tables + size_t(p.batch.token_sequence[t]) * size_t(p.batch.block_table_stride);
+  const int slot = position % ops::kBlockTokens;
+  // K heads come first in a layer, then V heads: the same order as in the projection.
+  T* to = static_cast<T*>(p.kv.base) +
+          size_t(table[position / ops::kBlockTokens]) * p.kv.block_elems() +
+          size_t(p.layer) * p.kv.layer_elems() + size_t(head - p.heads) * p.kv.head_elems() +
+          size_t(slot) * dim;
+  store8(to + lane * 8, x);
+}
+
+}  // namespace
+
+void rope(const ops::RopeParams& p, cudaStream_t stream) {
+  const int64_t angles = int64_t{p.num_tokens} * (p.rotary_dim / 2);
+  if (angles <= 0) return;
+  launch(
+      "rope", rope_kernel,
+      dependent_launch(static_cast<unsigned>((angles + kThreads - 1) / kThreads), kThreads, stream),
+      p);
+}
+
+void qkv(const ops::QkvParams& p, ops::DType act, cudaStream_t stream) {
+  if (p.batch.num_tokens <= 0) return;
+  check_vector_width("head_dim", p.head_dim);
+  if (p.head_dim > 256) throw_unsupported("head_dim " + std::to_string(p.head_dim) + " above 256");
+  if (p.rotary_dim % 16 != 0 || p.rotary_dim > p.head_dim) {
+    throw_unsupported("rotary_dim = " + std::to_string(p.rotary_dim) +
+                      " must be a multiple of 16 and at most head_dim");
+  }
+  if (p.kv.dtype != act) {
+    throw_unsupported(std::string("a KV cache of type ") + ops::dtype_name(p.kv.dtype) +
+                      " with activations of type " + ops::dtype_name(act));
+  }
+  const int all_heads = p.heads + 2 * p.kv_heads;
+  with_half_type(act, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto run = [&](auto kernel, int lanes) {
+      const int heads_per_block = kThreads / lanes;
+      const dim3 grid(p.batch.num_tokens, (all_heads + heads_per_block - 1) / heads_per_block);
+      launch("qkv", kernel, dependent_launch(grid, kThreads, stream), p);
+    };
+    if (p.head_dim <= 64) return run(qkv_kernel<T, 8>, 8);
+    if (p.head_dim <= 128) return run(qkv_kernel<T, 16>, 16);
+    run(qkv_kernel<T, 32>, 32);
+  });
+}
+
+}  // namespace treadle::cuda
