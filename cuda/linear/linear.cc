@@ -1,0 +1,92 @@
+// Linear layers: weights as the checkpoint stores them, [N][K] of act; a path for a few tokens, and
+// cuBLASLt for the rest.
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "backend.h"
+#include "common/dispatch.h"
+#include "elementwise/elementwise.h"
+#include "linear/convert.h"
+#include "linear/skinny.h"
+
+namespace treadle::cuda {
+namespace {
+
+// A gated layer computes so many tokens at a time, which bounds its scratch.
+constexpr int64_t kGatedTokens = 2048;
+
+/// The bias twice: [N] floats, then [N] of act for the epilogue of cuBLASLt.
+float* upload_bias(Backend& b, const float* bias, int64_t n) {
+  const auto count = static_cast<size_t>(n);
+  std::vector<char> host(count * (sizeof(float) + 2));
+  std::memcpy(host.data(), bias, count * sizeof(float));
+  convert(ops::DType::kF32, bias, b.act, host.data() + count * sizeof(float), count);
+  DeviceMemory memory = make_device_memory(host.size());
+  b.uploads.upload(memory.get(), host.data(), host.size(), b.own_stream.get());
+  return static_cast<float*>(memory.release());
+}
+
+void product(Backend& b, const ops::LinearParams& p, const void* x, void* y, int64_t tokens,
+             cudaStream_t stream) {
+  const ops::LinearWeight& w = *p.weight;
+  const void* bias = w.bias;
+  if (bias != nullptr && !p.float_output) bias = w.bias + w.out_features;
+  b.matmul.run({.x = x,
+                .w = w.data,
+                .bias = bias,
+                .y = y,
+                .m = tokens,
+                .n = w.out_features,
+                .k = w.in_features,
+                .float_output = p.float_output},
+               stream);
+}
+
+}  // namespace
+
+ops::LinearWeight make_linear(Backend& b, const ops::WeightPiece* pieces, int32_t count,
+                              int64_t in_features, const float* bias, bool silu_mul) {
+  ops::LinearWeight w;
+  w.in_features = in_features;
+  w.dtype = b.act;
+  for (int32_t i = 0; i < count; ++i) w.out_features += pieces[i].rows;
+  const cudaStream_t stream = b.own_stream.get();
+  const auto k = static_cast<size_t>(in_features);
+  DeviceMemory data = make_device_memory(static_cast<size_t>(w.out_features) * k * 2);
+  char* to = static_cast<char*>(data.get());
+  for (int32_t i = 0; i < count; ++i) {
+    const ops::WeightPiece& piece = pieces[i];
+    const size_t elements = static_cast<size_t>(piece.rows) * k;
+    const auto* from = static_cast<const char*>(piece.data);
+    const size_t element = ops::dtype_size(piece.dtype);
+    b.weights.upload(to, elements, 2, stream, [&](size_t first, size_t n, char* pinned) {
+      convert(piece.dtype, from + first * element, b.act, pinned, n);
+    });
+    to += elements * 2;
+  }
+  if (silu_mul) {
+    b.gate_up.reserve(static_cast<size_t>(kGatedTokens * w.out_features) * 2, stream);
+  }
+  if (bias != nullptr) w.bias = upload_bias(b, bias, w.out_features);
+  w.data = data.release();
+  return w;
+}
+
+void linear(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
+  if (p.num_tokens <= 0 || p.weight->out_features <= 0) return;
+  if (supports_skinny_linear(p)) return skinny_linear(p, b.act, stream);
+  if (!p.silu_mul) return product(b, p, p.x, p.y, p.num_tokens, stream);
+  const int64_t k = p.weight->in_features;
+  const int64_t inner = p.weight->out_features / 2;
+  for (int64_t begin = 0; begin < p.num_tokens; begin += kGatedTokens) {
+    const int64_t tokens = std::min<int64_t>(kGatedTokens, p.num_tokens - begin);
+    product(b, p, static_cast<const char*>(p.x) + begin * k * 2, b.gate_up.memory.get(), tokens,
+            stream);
+    silu_mul(b.gate_up.memory.get(), static_cast<char*>(p.y) + begin * inner * 2,
+             static_cast<int32_t>(tokens), inner, b.act, stream);
+  }
+}
+
+}  // namespace treadle::cuda

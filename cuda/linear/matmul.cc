@@ -1,0 +1,164 @@
+#include "linear/matmul.h"
+
+#include <array>
+#include <string>
+
+#include "common/check.h"
+
+namespace treadle::cuda {
+namespace {
+
+void check_lt(const CublasLt& lt, cublasStatus_t status, const std::string& what) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  throw Error(ErrorCode::kDevice, what + ": " + lt.status_string(status));
+}
+
+/// Token counts that share an algorithm: the largest of the bucket that m is in.
+int64_t bucket_of(int64_t m) {
+  if (m <= 16) return m;
+  const int64_t step = m <= 128 ? 16 : m <= 512 ? 64 : m <= 2048 ? 256 : 1024;
+  return (m + step - 1) / step * step;
+}
+
+cudaDataType_t data_type(ops::DType dtype) {
+  return dtype == ops::DType::kBF16 ? CUDA_R_16BF : CUDA_R_16F;
+}
+
+}  // namespace
+
+// cuBLASLt is column-major: y^T [n x m] = (W^T)^T [n x k] times x^T [k x m].
+struct Matmul::Plan {
+  const CublasLt& lt;
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatrixLayout_t w = nullptr;
+  cublasLtMatmulAlgo_t algo{};
+
+  explicit Plan(const CublasLt& table) : lt(table) {}
+  ~Plan() {
+    if (w != nullptr) lt.layout_destroy(w);
+    if (desc != nullptr) lt.desc_destroy(desc);
+  }
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+};
+
+namespace {
+
+/// A column-major matrix for the length of a call.
+class Layout {
+ public:
+  Layout(const CublasLt& lt, cudaDataType_t type, int64_t rows, int64_t columns) : lt_(lt) {
+    check_lt(lt,
+             lt.layout_create(&layout_, type, static_cast<uint64_t>(rows),
+                              static_cast<uint64_t>(columns), rows),
+             "describe a matrix");
+  }
+  ~Layout() { lt_.layout_destroy(layout_); }
+  Layout(const Layout&) = delete;
+  Layout& operator=(const Layout&) = delete;
+  cublasLtMatrixLayout_t get() const { return layout_; }
+
+ private:
+  const CublasLt& lt_;
+  cublasLtMatrixLayout_t layout_ = nullptr;
+};
+
+class Preference {
+ public:
+  explicit Preference(const CublasLt& lt) : lt_(lt) {
+    check_lt(lt, lt.preference_create(&preference_), "create a matmul preference");
+  }
+  ~Preference() { lt_.preference_destroy(preference_); }
+  Preference(const Preference&) = delete;
+  Preference& operator=(const Preference&) = delete;
+
+  template <class V>
+  void set(cublasLtMatmulPreferenceAttributes_t what, V value) {
+    check_lt(lt_, lt_.preference_set(preference_, what, &value, sizeof value),
+             "set a matmul preference");
+  }
+  cublasLtMatmulPreference_t get() const { return preference_; }
+
+ private:
+  const CublasLt& lt_;
+  cublasLtMatmulPreference_t preference_ = nullptr;
+};
+
+}  // namespace
+
+Matmul::Matmul(ops::DType act) : lt_(cublas_lt()), act_(data_type(act)) {
+  check_lt(lt_, lt_.create(&handle_), "start cuBLASLt");
+  try {
+    workspace_ = make_device_memory(kWorkspaceBytes);
+  } catch (...) {
+    lt_.destroy(handle_);
+    throw;
+  }
+}
+
+Matmul::~Matmul() {
+  plans_.clear();
+  lt_.destroy(handle_);
+}
+
+Matmul::Plan& Matmul::plan_for(const MatmulParams& p) {
+  const int64_t bucket = bucket_of(p.m);
+  const bool with_bias = p.bias != nullptr;
+  std::unique_ptr<Plan>& slot = plans_[{bucket, p.n, p.k, p.float_output, with_bias}];
+  if (slot) return *slot;
+  auto plan = std::make_unique<Plan>(lt_);
+  const cudaDataType_t out = p.float_output ? CUDA_R_32F : act_;
+  const auto set = [&](cublasLtMatmulDescAttributes_t what, auto value) {
+    check_lt(lt_, lt_.desc_set(plan->desc, what, &value, sizeof value), "describe a product");
+  };
+  check_lt(lt_, lt_.desc_create(&plan->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describe a product");
+  set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
+  if (with_bias) {
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+    set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, out);
+    set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
+  }
+  check_lt(lt_,
+           lt_.layout_create(&plan->w, act_, static_cast<uint64_t>(p.k), static_cast<uint64_t>(p.n),
+                             p.k),
+           "describe a matrix");
+  const Layout x(lt_, act_, p.k, bucket);
+  const Layout y(lt_, out, p.n, bucket);
+  Preference preference(lt_);
+  preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kWorkspaceBytes});
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, uint32_t{16});
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, uint32_t{16});
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, uint32_t{16});
+  std::array<cublasLtMatmulHeuristicResult_t, 4> found{};
+  int count = 0;
+  const cublasStatus_t status =
+      lt_.heuristic(handle_, plan->desc, plan->w, x.get(), y.get(), y.get(), preference.get(),
+                    static_cast<int>(found.size()), found.data(), &count);
+  const std::string shape = std::to_string(p.m) + " x " + std::to_string(p.n) + " x " +
+                            std::to_string(p.k) + (with_bias ? " with bias" : "");
+  check_lt(lt_, status, "choose an algorithm for a product of " + shape);
+  if (count == 0) throw Error(ErrorCode::kDevice, "cuBLASLt has no algorithm for " + shape);
+  plan->algo = found[0].algo;
+  slot = std::move(plan);
+  return *slot;
+}
+
+void Matmul::run(const MatmulParams& p, cudaStream_t stream) {
+  if (p.m <= 0 || p.n <= 0) return;
+  Plan& plan = plan_for(p);
+  if (p.bias != nullptr) {
+    check_lt(lt_,
+             lt_.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p.bias, sizeof p.bias),
+             "describe a product");
+  }
+  const Layout x(lt_, act_, p.k, p.m);
+  const Layout y(lt_, p.float_output ? CUDA_R_32F : act_, p.n, p.m);
+  const float one = 1.0F;
+  const float zero = 0.0F;
+  check_lt(lt_,
+           lt_.matmul(handle_, plan.desc, &one, p.w, plan.w, p.x, x.get(), &zero, p.y, y.get(), p.y,
+                      y.get(), &plan.algo, workspace_.get(), kWorkspaceBytes, stream),
+           "matrix product");
+}
+
+}  // namespace treadle::cuda
