@@ -333,7 +333,7 @@ def test_a_turn_that_never_ran_leaves_everything_in_place(path: Path) -> None:
 
 @pytest.mark.parametrize("step", [0, 1, 63, 64, 65, 100, 127, 128, 129, 168, 169, 170])
 def test_rolling_back(roomy: Engine, fresh: Fresh, step: int) -> None:
-    turn(roomy, 20, ids_of(150, 200))
+    turn(roomy, 20, ids_of(150, 200), sequence_start=True)
     ids = history(roomy, 20)[:step]
     assert len(ids) == step
     (output,) = turn(roomy, 20, [8, 9], step=step)
@@ -474,6 +474,9 @@ def test_cancelled_turns_keep_what_happened(
         assert shown.finish_reason in ("cancelled", "length")
         if tokens:
             assert len(ids) == len(before) + len(new) + len(tokens)
+        else:  # stopped in its prompt: what was computed of it, at once or in chunks
+            fed = shown.usage.cached_tokens + shown.usage.computed_tokens
+            assert len(ids) == max(len(before), fed)
     assert content(turn(tiny, 1, [5, 6])) == content(fresh.run([*ids, 5, 6]))
 
 
@@ -629,7 +632,12 @@ class Sessions(RuleBasedStateMachine):
     def begin_afresh(self, sid: int, new: list[int], options: dict[str, Any]) -> None:
         self.check_turn(sid, [], new, options, sequence_start=True)
 
-    @rule(sid=st.integers(0, 3), back=st.integers(0, 400), new=PROMPTS, options=OPTIONS)
+    @rule(
+        sid=st.integers(0, 3),
+        back=st.integers(0, 70) | st.integers(0, 400),
+        new=PROMPTS,
+        options=OPTIONS,
+    )
     def roll_back(self, sid: int, back: int, new: list[int], options: dict[str, Any]) -> None:
         ids = self.ids.get(sid, [])
         step = max(len(ids) - back, 0)
