@@ -23,7 +23,7 @@ std::vector<std::string> candidates() {
   if (dladdr(reinterpret_cast<const void*>(&cublas_lt), &info) != 0 && info.dli_fname != nullptr) {
     std::string folder = info.dli_fname;
     folder.erase(folder.find_last_of('/') == std::string::npos ? 0 : folder.find_last_of('/'));
-    if (folder.empty()) folder = ".";
+    if (folder.empty()) folder.assign(1, '.');
     const std::string major = std::to_string(CUBLAS_VER_MAJOR);
     names.push_back(folder + "/../nvidia/cu" + major + "/lib/" + soname());
     names.push_back(folder + "/../nvidia/cublas/lib/" + soname());
