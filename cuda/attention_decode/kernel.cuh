@@ -215,14 +215,21 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
     stage_in = stage_in + 1 == p.stages ? 0 : stage_in + 1;
   };
 
+  // With little to read, taking bandwidth from the end of the kernel before costs more than it
+  // gains.
+  const bool brief = mine.end - mine.begin <= 2 * p.stages;
   for (int i = 0; i < p.stages - 1; ++i) {
+    if (brief && i == 1 && !waited) {
+      grid_dependency_wait();
+      waited = true;
+    }
     if (mine.begin + i < mine.end) copy(mine.begin + i);
     cp_async_commit();
   }
 
   if (!waited) grid_dependency_wait();
   grid_dependency_launch();
-  prefetch_q<T>(p, areas, mine, kDim);
+  if (!brief) prefetch_q<T>(p, areas, mine, kDim);
 
   int stage_out = 0;
   WarpState<T, kDim> state;

@@ -22,7 +22,7 @@ constexpr size_t prefill_workspace_bytes() { return 256; }
 /// head_dim 64, 80, 96, 128 or 256, a float16 or bfloat16 pool.
 bool supports_attention_prefill(const ops::AttentionParams& p);
 
-/// The wgmma version: sm_90 and at most as many chunks as its plan in shared memory holds.
+/// The wgmma version: sm_90 alone.
 bool supports_attention_prefill_wgmma(const ops::AttentionParams& p);
 
 /// Attention of sequences [num_decode, num_sequences), whose queries are the last query_len keys of

@@ -8,8 +8,9 @@
 
 namespace treadle::cuda::prefill {
 
-/// What both versions read from the seam's parameters. Workspace pointers are left null.
-Params make_params(const ops::AttentionParams& p);
+/// What both versions read from the seam's parameters, for sequences [first, first + count).
+/// Workspace pointers are left null.
+Params make_params(const ops::AttentionParams& p, int first, int count);
 
 void launch_wgmma_f16(const ops::AttentionParams& p, const Params& params, cudaStream_t stream);
 void launch_wgmma_bf16(const ops::AttentionParams& p, const Params& params, cudaStream_t stream);

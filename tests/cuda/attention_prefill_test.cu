@@ -1,5 +1,6 @@
 // Prefill attention, both versions, against the plain reference.
 #include "attention_check.cuh"
+#include "attention_decode/attention_decode.h"
 #include "attention_prefill/attention_prefill.h"
 
 using namespace treadle::cuda;           // NOLINT: a test program
@@ -57,6 +58,29 @@ int run_all(bool wgmma) {
   std::vector<SequenceShape> many;
   for (int i = 0; i < 150; ++i) many.push_back({1 + i * 37 % 90, 100 + i * 53 % 200});
   test("150 chunks", shape_of(many, 4, 2, 128));
+  std::vector<SequenceShape> crowd(1100, {1, 70});
+  for (int i = 0; i < 1100; i += 3) crowd[i] = {40 + i % 30, 70 + i % 80};
+  test("1100 chunks, several launches", shape_of(crowd, 2, 1, 64));
+
+  // Decode tokens first, then chunks: together they must fill the whole output.
+  ProblemShape mixed =
+      shape_of({{1, 300}, {1, 64}, {1, 1000}, {200, 700}, {1, 1}, {77, 77}}, 8, 2, 128);
+  mixed.num_decode = 3;
+  const size_t bytes = decode_workspace_bytes(3, 8, 2, 128);
+  DeviceMemory decode_memory = make_device_memory(bytes);
+  check(cudaMemset(decode_memory.get(), 0, bytes), "zero");
+  DecodeWorkspace decode_workspace{decode_memory.get(), bytes};
+  failed += check_attention<T>("mixed batch", mixed,
+                               [&](const treadle::ops::AttentionParams& p) {
+                                 attention_decode(p, decode_workspace, nullptr);
+                                 if (wgmma) {
+                                   attention_prefill_wgmma(p, workspace, nullptr);
+                                 } else {
+                                   attention_prefill_mma(p, nullptr);
+                                 }
+                               })
+                ? 0
+                : 1;
   return failed;
 }
 
