@@ -734,7 +734,7 @@ class Sessions(RuleBasedStateMachine):
 def test_sessions_equal_a_naive_model(model: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(model)
     with load_fresh(path) as engine:
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
-            functools.partial(Sessions, path, Fresh(engine)),
+        run_state_machine_as_test(
+            functools.partial(Sessions, path, Fresh(engine)),  # type: ignore[arg-type]
             settings=settings(max_examples=40, stateful_step_count=25, deadline=None),
         )
