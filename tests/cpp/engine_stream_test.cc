@@ -147,7 +147,8 @@ TEST(EngineStream, CancelledAtAnyMomentGivesABeginning) {
     const Result r = read(stream);
     EXPECT_TRUE(begins_with(whole, r.tokens));
     EXPECT_TRUE(r.reason == FinishReason::kCancelled || r.tokens == whole);
-    EXPECT_EQ(r.usage.prompt_tokens, 300);
+    // Nothing is said of one that was gone before the engine looked at it.
+    EXPECT_TRUE(r.usage.prompt_tokens == 300 || r.tokens.empty());
   }
   expect_quiet(*engine);
 }
