@@ -63,6 +63,8 @@ class Engine:
         self._template_stop_words: list[str] | None = None
         #: Sessions that ran past a stop word, and the history length that counts.
         self._shortened: dict[int, int] = {}
+        #: The request each session got last, while somebody holds it.
+        self._newest: weakref.WeakValueDictionary[int, RequestSpec] = weakref.WeakValueDictionary()
         self._resolver = ConfigResolver(
             defaults,
             self.info.vocab_size,
@@ -198,6 +200,7 @@ class Engine:
         )
         if spec.session_id is not None:
             self._shortened.pop(spec.session_id, None)
+            self._newest[spec.session_id] = spec
         return stream
 
     def _step_within(self, session_id: int, limit: int, step: int | None) -> int | None:
@@ -209,9 +212,12 @@ class Engine:
             )
         return limit if step is None else step
 
-    def _shorten_session(self, session_id: int, length: int) -> None:
-        """The session's next request begins after ``length`` tokens of history."""
-        self._shortened[session_id] = length
+    def _shorten_session(self, spec: RequestSpec, length: int) -> None:
+        """The session's next request begins after ``length`` tokens of history. Where that request
+        was submitted before ``spec`` met its stop word, it has begun after whatever was generated,
+        and its turn must stay."""
+        if spec.session_id is not None and self._newest.get(spec.session_id) is spec:
+            self._shortened[spec.session_id] = length
 
     def _get_template_stop_words(self) -> list[str]:
         """Words that end an answer in the model's chat format; none for a model without one."""

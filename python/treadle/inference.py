@@ -92,7 +92,7 @@ class ActiveRequest:
             and not self.spec.end_session
         ):
             length = first.usage.prompt_tokens + first.tokens_to_stop
-            self._engine._shorten_session(self.spec.session_id, length)
+            self._engine._shorten_session(self.spec, length)
 
     @property
     def finished(self) -> bool:

@@ -568,3 +568,24 @@ def test_ctrl_c_reaches_a_waiting_thread() -> None:
     )
     result = run_python(code)
     assert result.stdout.splitlines() == ["interrupted", "length"], result.stderr
+
+
+def test_a_stop_text_does_not_cut_a_turn_that_was_queued_behind_it(engine: treadle.Engine) -> None:
+    generator = engine.create_instance()
+    session = 987_001
+    story = engine.tokenizer.encode(engine.model.get_prompt("Tell me a story about a fox."))
+    second = engine.tokenizer.encode(
+        engine.model.get_prompt("What is 37 + 48?", sequence_start=False), continuation=True
+    )
+    greedy = treadle.GenerationConfig(do_sample=False, max_new_tokens=24, ignore_eos=True)
+    stopped = generator.stream_infer(session, [story], greedy, stop_words=["fox"])
+    behind = generator.stream_infer(session, [second], greedy)
+    for _ in stopped:
+        pass
+    for outputs in behind:
+        usage = outputs[0].usage
+    after = usage.prompt_tokens + usage.output_tokens
+    for outputs in generator.stream_infer(session, [second], greedy):
+        usage = outputs[0].usage
+    engine.end_session(session)
+    assert usage.prompt_tokens == after + len(second)
