@@ -92,7 +92,7 @@ struct EngineFactory;  // internal
 class TREADLE_API Engine {
  public:
   /// Loads a Hugging Face directory (config.json + safetensors). Throws Error.
-  static std::unique_ptr<Engine> load(const std::string& path, EngineConfig config = {});
+  static std::unique_ptr<Engine> load(const std::string& path, const EngineConfig& config = {});
 
   /// Shuts down at once: live requests end with kShutdown.
   ~Engine();

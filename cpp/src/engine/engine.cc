@@ -198,7 +198,7 @@ std::unique_ptr<Engine> EngineFactory::load(const std::string& path, const Engin
   return std::unique_ptr<Engine>(new Engine(std::make_unique<Engine::Impl>(path, config, backend)));
 }
 
-std::unique_ptr<Engine> Engine::load(const std::string& path, EngineConfig config) {
+std::unique_ptr<Engine> Engine::load(const std::string& path, const EngineConfig& config) {
   return EngineFactory::load(path, config, select_backend(config));
 }
 

@@ -27,11 +27,11 @@ struct Decoder::Layout {
     const auto tokens = static_cast<size_t>(limits.max_tokens);
     const auto rows = static_cast<size_t>(limits.max_rows);
     const auto sequences = static_cast<size_t>(limits.max_sequences);
-    const auto width =
-        static_cast<size_t>(std::max(spec.hidden_size, spec.num_heads * spec.head_dim));
+    const auto width = std::max(static_cast<size_t>(spec.hidden_size),
+                                static_cast<size_t>(spec.num_heads) * spec.head_dim);
     const auto vocab_bytes = static_cast<size_t>(spec.vocab_size) * sizeof(float);
     const auto block_table =
-        static_cast<size_t>((limits.session_len + ops::kBlockTokens - 1) / ops::kBlockTokens + 1);
+        (static_cast<size_t>(limits.session_len) + ops::kBlockTokens - 1) / ops::kBlockTokens + 1;
     max_logit_rows = static_cast<int32_t>(std::clamp<size_t>(kLogitBytes / vocab_bytes, 1, rows));
 
     const auto take = [this](size_t bytes) { return std::exchange(total, total + aligned(bytes)); };

@@ -126,16 +126,16 @@ void SessionTable::end(const std::shared_ptr<Session>& session, const OutputChan
   }
 }
 
-void SessionTable::forget_locked(const std::shared_ptr<Session>& session) {
-  const std::shared_ptr<Session> hold = session;  // the caller's may be in the lists below
-  hold->forgotten = true;
-  sessions_.erase(hold->id);
-  for (const auto& weak : hold->requests) {
+// By value: the caller's pointer may be in the very lists below.
+void SessionTable::forget_locked(std::shared_ptr<Session> session) {
+  session->forgotten = true;
+  sessions_.erase(session->id);
+  for (const auto& weak : session->requests) {
     if (const auto channel = weak.lock()) channel->cancel();
   }
-  if (hold->num_requests == 0) {
-    idle_.erase(hold->idle);
-    forgotten_.push_back(hold);
+  if (session->num_requests == 0) {
+    idle_.erase(session->idle);
+    forgotten_.push_back(std::move(session));
   }
 }
 

@@ -70,7 +70,7 @@ class SessionTable {
 
  private:
   void check_fits(const Session* session, const Request& request) const;
-  void forget_locked(const std::shared_ptr<Session>& session);
+  void forget_locked(std::shared_ptr<Session> session);
 
   const int32_t max_sessions_;
   const double ttl_s_;
