@@ -114,9 +114,11 @@ inline std::string safetensors_file(const TestTensors& tensors, size_t pad = 0) 
   for (const auto& [name, tensor] : tensors) {
     const size_t begin = data.size();
     data += encode(tensor);
-    header += ",\"" + name + "\":{\"dtype\":\"" + tensor.dtype + "\",\"shape\":[";
+    header += ",\"";
+    header += name + "\":{\"dtype\":\"" + tensor.dtype + "\",\"shape\":[";
     for (size_t i = 0; i < tensor.shape.size(); ++i) {
-      header += (i > 0 ? "," : "") + std::to_string(tensor.shape[i]);
+      if (i > 0) header += ',';
+      header += std::to_string(tensor.shape[i]);
     }
     header +=
         "],\"data_offsets\":[" + std::to_string(begin) + "," + std::to_string(data.size()) + "]}";
