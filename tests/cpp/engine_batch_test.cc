@@ -9,7 +9,6 @@ namespace treadle {
 namespace {
 
 using testing::demo_model;
-using testing::eventually;
 using testing::expect_quiet;
 using testing::greedy;
 using testing::Ids;
@@ -213,15 +212,6 @@ TEST(EngineBatch, CommonBeginningsAreComputedOnce) {
   EXPECT_EQ(second.usage.computed_tokens, 40);
   EXPECT_EQ(engine->stats().prefix_hit_tokens, 320U);
   EXPECT_EQ(run(*engine, greedy(join(system, some_ids(20, 2)), 5)).tokens, first.tokens);
-  // Side by side they end up on the same blocks, too.
-  std::vector<Stream> streams;
-  const Ids other = some_ids(6 * 64, 8);
-  for (uint32_t i = 0; i < 4; ++i) {
-    streams.push_back(engine->submit(greedy(join(other, some_ids(5, 20 + i)), 120)));
-  }
-  for (Stream& stream : streams) ASSERT_TRUE(stream.next());
-  EXPECT_TRUE(eventually([&] { return engine->stats().blocks_active <= 6 + 4 * 2; }));
-  for (Stream& stream : streams) testing::read(stream);
 }
 
 }  // namespace

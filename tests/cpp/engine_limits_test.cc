@@ -196,17 +196,17 @@ TEST(EngineLimits, StreamsOutliveTheEngine) {
 }
 
 TEST(EngineLimits, UnforkedContinuationsEndLikeTheirRequest) {
-  EngineConfig config = tiny_config();
+  EngineConfig config = endless_config();
   config.max_prefill_token_num = 1;
   const auto engine = tiny_engine(config);
-  Request request = greedy(some_ids(1000, 2), 3);
+  Request request = greedy(some_ids(100000, 2), 3);
   request.sampling.n = 4;
   Stream stream = engine->submit(request);
   ASSERT_TRUE(eventually([&] { return engine->stats().steps > 0; }));
   stream.cancel();
   for (const Result& r : read_all(stream, 4)) {
     EXPECT_EQ(r.reason, FinishReason::kCancelled);
-    EXPECT_EQ(r.usage.prompt_tokens, 1000);
+    EXPECT_EQ(r.usage.prompt_tokens, 100000);
     EXPECT_EQ(r.usage.output_tokens, 0);
   }
   expect_quiet(*engine);

@@ -66,7 +66,6 @@ TEST(EngineStream, SlowReadersGetOutputsMerged) {
   Request request = greedy(some_ids(30, 2), 40);
   request.sampling.logprobs = 2;
   const Result expected = run(*engine, request);
-  EXPECT_GT(expected.outputs, 1);
   Stream stream = engine->submit(request);
   // A later request that has ended tells that the loop is past the end of this one.
   while (engine->stats().requests_finished < 2) std::this_thread::yield();
