@@ -100,6 +100,35 @@ TEST(EngineSession, EvictionChangesNothing) {
   expect_quiet(*engine);
 }
 
+// With dynamic NTK the rotation of every key depends on the prompt's length once it is beyond what
+// the model was trained for (1,024 here): blocks may be reused below that only.
+TEST(EngineSession, TurnsWithDynamicNtkEqualResending) {
+  EngineConfig config = tiny_config();
+  config.session_len = 4000;
+  config.rope_scaling_factor = 2.0;
+  config.max_prefill_token_num = 200;
+  const auto engine = tiny_engine(config);
+  config.enable_prefix_caching = false;
+  config.max_batch_size = 1;
+  const auto reference = tiny_engine(config);
+  Ids all;
+  const std::array<int32_t, 6> turns = {400, 300, 290, 60, 250, 700};  // 1,024 is passed mid-turn
+  for (size_t turn = 0; turn < turns.size(); ++turn) {
+    const Ids prompt = some_ids(turns[turn], static_cast<uint32_t>(turn));
+    const Result r = run(*engine, in_session(1, with_logprobs(greedy(prompt, 30))));
+    all = join(all, prompt);
+    expect_same(r, run(*reference, with_logprobs(greedy(all, 30))));
+    EXPECT_TRUE(all.size() <= 1024 || r.usage.cached_tokens == 0);
+    EXPECT_TRUE(turn != 1 || r.usage.cached_tokens > 400);
+    all = join(all, r.tokens);
+  }
+  // A short request still finds what is shared below the limit, and only that.
+  const Ids begin(all.begin(), all.begin() + 1000);
+  const Result r = run(*engine, with_logprobs(greedy(begin, 40)));
+  EXPECT_GT(r.usage.cached_tokens, 0);
+  expect_same(r, run(*reference, with_logprobs(greedy(begin, 40))));
+}
+
 TEST(EngineSession, HistoryIsThereWhenTheLastOutputIs) {
   const auto engine = tiny_engine();
   for (int i = 0; i < 50; ++i) {

@@ -3,7 +3,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
-#include <mutex>
+#include <stdexcept>
 
 #include "engine_testing.h"
 
@@ -118,6 +118,18 @@ TEST(EngineStream, OnReadyAnnouncesOutputs) {
   const int after = count;
   read(removed);
   EXPECT_EQ(count, after);
+}
+
+TEST(EngineStream, ACallbackThatThrowsHarmsNobody) {
+  const auto engine = tiny_engine();
+  Stream stream = engine->submit(greedy(some_ids(500, 2), 30));
+  try {
+    stream.on_ready([] { throw std::runtime_error("it should not"); });
+  } catch (const std::runtime_error&) {  // it was called at once, on this thread
+  }
+  EXPECT_EQ(run(*engine, greedy(some_ids(10, 3), 30)).tokens.size(), 30U);
+  EXPECT_EQ(read(stream).tokens.size(), 30U);
+  EXPECT_TRUE(engine->health().ok);
 }
 
 TEST(EngineStream, LettingGoCancels) {
@@ -258,6 +270,29 @@ TEST(EngineStream, LogprobsOfTheDemoModelEqualTeacherForcedOnes) {
   const auto engine = Engine::load(
       demo_model(), {.max_batch_size = 2, .max_prefill_token_num = 24, .num_threads = 2});
   expect_teacher_forced(*engine, some_ids(70, 10), 16);
+}
+
+// So many rows of such a vocabulary that they do not all fit the workspace at once.
+TEST(EngineStream, LogitsMayTakeSeveralPasses) {
+  EngineConfig config = tiny_config();
+  config.max_prefill_token_num = 400;
+  const auto several = Engine::load(testing::wide_model(), config);
+  config.max_prefill_token_num = 16;
+  const auto one = Engine::load(testing::wide_model(), config);
+  Request request = greedy(some_ids(300, 2), 5);
+  request.sampling.prompt_logprobs = 2;
+  request.sampling.logprobs = 2;
+  request.sampling.n = 3;
+  Stream a = several->submit(request);
+  Stream b = one->submit(request);
+  const std::vector<Result> in_passes = testing::read_all(a, 3);
+  const std::vector<Result> at_once = testing::read_all(b, 3);
+  EXPECT_EQ(in_passes[0].prompt_logprobs.size(), 299U);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(in_passes[i].tokens, at_once[i].tokens);
+    EXPECT_EQ(in_passes[i].logprobs, at_once[i].logprobs);
+    EXPECT_EQ(in_passes[i].prompt_logprobs, at_once[i].prompt_logprobs);
+  }
 }
 
 TEST(EngineStream, LogprobsAreOnlyGivenWhenAskedFor) {

@@ -38,50 +38,66 @@ namespace treadle::testing {
 
 using Ids = std::vector<int32_t>;
 
-/// A random llama of two layers, written once per process. Its end token is 2.
-inline const std::string& tiny_model() {
-  struct Model {
-    TempDir dir;
-    std::string path = dir.path();
-    Model() {
-      dir.write("config.json", R"({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-        "vocab_size": 320, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "tie_word_embeddings": false, "bos_token_id": 1, "eos_token_id": 2,
-        "torch_dtype": "float32"})");
-      std::mt19937 random(5);
-      TestTensors tensors;
-      const auto put = [&](const std::string& name, std::vector<int64_t> shape, float scale) {
-        std::normal_distribution<float> normal(0.0F, scale);
-        TestTensor tensor{"F32", shape, {}};
-        int64_t count = 1;
-        for (const int64_t n : shape) count *= n;
-        for (int64_t i = 0; i < count; ++i) {
-          tensor.values.push_back(shape.size() == 1 ? 1.0F : normal(random));
-        }
-        tensors.emplace(name, std::move(tensor));
-      };
-      put("model.embed_tokens.weight", {320, 48}, 1.0F);
-      put("lm_head.weight", {320, 48}, 0.4F);
-      put("model.norm.weight", {48}, 1.0F);
-      for (const std::string layer : {"model.layers.0.", "model.layers.1."}) {
-        put(layer + "input_layernorm.weight", {48}, 1.0F);
-        put(layer + "post_attention_layernorm.weight", {48}, 1.0F);
-        put(layer + "self_attn.q_proj.weight", {64, 48}, 0.3F);
-        put(layer + "self_attn.k_proj.weight", {32, 48}, 0.3F);
-        put(layer + "self_attn.v_proj.weight", {32, 48}, 0.3F);
-        put(layer + "self_attn.o_proj.weight", {48, 64}, 0.3F);
-        put(layer + "mlp.gate_proj.weight", {80, 48}, 0.3F);
-        put(layer + "mlp.up_proj.weight", {80, 48}, 0.3F);
-        put(layer + "mlp.down_proj.weight", {48, 80}, 0.3F);
-      }
-      dir.write("model.safetensors", safetensors_file(tensors));
+/// The files of a random llama of one head size and two layers. Its end token is 2.
+class RandomModel {
+ public:
+  RandomModel(int64_t vocab, int64_t hidden) {
+    const std::string v = std::to_string(vocab);
+    const std::string h = std::to_string(hidden);
+    dir_.write("config.json", R"({
+      "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+      "vocab_size": )" + v + R"(, "hidden_size": )" +
+                                  h + R"(,
+      "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
+      "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024,
+      "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
+      "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32"})");
+    put("model.embed_tokens.weight", {vocab, hidden}, 1.0F);
+    put("lm_head.weight", {vocab, hidden}, 0.4F);
+    put("model.norm.weight", {hidden}, 1.0F);
+    for (const std::string layer : {"model.layers.0.", "model.layers.1."}) {
+      put(layer + "input_layernorm.weight", {hidden}, 1.0F);
+      put(layer + "post_attention_layernorm.weight", {hidden}, 1.0F);
+      put(layer + "self_attn.q_proj.weight", {64, hidden}, 0.3F);
+      put(layer + "self_attn.k_proj.weight", {32, hidden}, 0.3F);
+      put(layer + "self_attn.v_proj.weight", {32, hidden}, 0.3F);
+      put(layer + "self_attn.o_proj.weight", {hidden, 64}, 0.3F);
+      put(layer + "mlp.gate_proj.weight", {80, hidden}, 0.3F);
+      put(layer + "mlp.up_proj.weight", {80, hidden}, 0.3F);
+      put(layer + "mlp.down_proj.weight", {hidden, 80}, 0.3F);
     }
-  };
-  static const Model model;
-  return model.path;
+    dir_.write("model.safetensors", safetensors_file(tensors_));
+    tensors_.clear();
+  }
+  std::string path() const { return dir_.path(); }
+
+ private:
+  void put(const std::string& name, const std::vector<int64_t>& shape, float scale) {
+    std::normal_distribution<float> normal(0.0F, scale);
+    TestTensor tensor{"F32", shape, {}};
+    int64_t count = 1;
+    for (const int64_t n : shape) count *= n;
+    for (int64_t i = 0; i < count; ++i) {
+      tensor.values.push_back(shape.size() == 1 ? 1.0F : normal(random_));
+    }
+    tensors_.emplace(name, std::move(tensor));
+  }
+
+  TempDir dir_;
+  TestTensors tensors_;
+  std::mt19937 random_{5};
+};
+
+/// Written once per process.
+inline std::string tiny_model() {
+  static const RandomModel model(320, 48);
+  return model.path();
+}
+
+/// One with a vocabulary that logits of many rows do not fit their workspace.
+inline std::string wide_model() {
+  static const RandomModel model(90000, 8);
+  return model.path();
 }
 
 /// The bundled model: half precision, 8 layers.

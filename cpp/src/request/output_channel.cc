@@ -35,7 +35,12 @@ void OutputChannel::push(Output output) {
   }
   if (readers_waiting_ > 0) arrived_.notify_all();
   // Under the lock, so that on_ready({}) waits for a callback that is running.
-  if (callback_) callback_();
+  if (!callback_) return;
+  try {
+    callback_();
+  } catch (...) {
+    // It must not throw; when it does all the same, that is nothing the other requests should feel.
+  }
 }
 
 std::optional<Output> OutputChannel::pop_locked() {

@@ -1,0 +1,100 @@
+// Checks and defaults of EngineConfig.
+#include <cmath>
+
+#include "engine/options.h"
+#include "engine_testing.h"
+
+namespace treadle {
+namespace {
+
+using testing::expect_error;
+
+template <typename Change>
+void refused(ErrorCode code, const std::vector<std::string>& parts, Change change) {
+  EngineConfig config;
+  change(config);
+  expect_error(code, parts, [&] { check_config(config); });
+  expect_error(code, parts, [&] { Engine::load(testing::tiny_model(), config); });
+}
+
+TEST(EngineOptions, RefusesWhatIsOutOfRangeByNameAndNumber) {
+  const auto invalid = ErrorCode::kInvalidArgument;
+  check_config({});
+  refused(invalid, {"device", "tpu"}, [](EngineConfig& c) { c.device = "tpu"; });
+  refused(invalid, {"dtype", "int4"}, [](EngineConfig& c) { c.dtype = "int4"; });
+  refused(invalid, {"session_len = -1"}, [](EngineConfig& c) { c.session_len = -1; });
+  refused(invalid, {"max_batch_size = 0", "1"}, [](EngineConfig& c) { c.max_batch_size = 0; });
+  refused(invalid, {"max_batch_size = 5000", "4096"},
+          [](EngineConfig& c) { c.max_batch_size = 5000; });
+  refused(invalid, {"max_prefill_token_num = -3"},
+          [](EngineConfig& c) { c.max_prefill_token_num = -3; });
+  refused(invalid, {"num_threads = -2"}, [](EngineConfig& c) { c.num_threads = -2; });
+  refused(invalid, {"max_queue_size = 0"}, [](EngineConfig& c) { c.max_queue_size = 0; });
+  refused(invalid, {"max_sessions = 0"}, [](EngineConfig& c) { c.max_sessions = 0; });
+  refused(invalid, {"session_ttl_s = nan"},
+          [](EngineConfig& c) { c.session_ttl_s = std::nan(""); });
+  refused(invalid, {"session_ttl_s = -1"}, [](EngineConfig& c) { c.session_ttl_s = -1.0; });
+  refused(invalid, {"cache_max_entry_count = -0.5"},
+          [](EngineConfig& c) { c.cache_max_entry_count = -0.5; });
+  refused(invalid, {"cache_max_entry_count = 2.5", "whole number"},
+          [](EngineConfig& c) { c.cache_max_entry_count = 2.5; });
+  refused(invalid, {"cache_max_entry_count = nan"},
+          [](EngineConfig& c) { c.cache_max_entry_count = std::nan(""); });
+  refused(invalid, {"tp = 0"}, [](EngineConfig& c) { c.tp = 0; });
+  refused(ErrorCode::kUnsupported, {"tp = 2"}, [](EngineConfig& c) { c.tp = 2; });
+  refused(ErrorCode::kUnsupported, {"quant_policy = 8"},
+          [](EngineConfig& c) { c.quant_policy = 8; });
+  const auto load_with = [](auto change) {
+    EngineConfig config;
+    change(config);
+    return [config] { Engine::load(testing::tiny_model(), config); };
+  };
+  expect_error(invalid, {"rope_scaling_factor"},
+               load_with([](EngineConfig& c) { c.rope_scaling_factor = -1.0; }));
+  expect_error(invalid, {"use_logn_attn"}, load_with([](EngineConfig& c) { c.use_logn_attn = 7; }));
+}
+
+TEST(EngineOptions, SizesThePool) {
+  const ops::KvPool shape{
+      .dtype = ops::DType::kF16, .num_layers = 2, .kv_heads = 2, .head_dim = 16};
+  const size_t block = shape.block_bytes();
+  EngineConfig config{.max_batch_size = 4};
+  // Automatic: what the batch can use, but not more than half of the memory.
+  EXPECT_EQ(pool_blocks(config, shape, 100, 1000 * block), 8);
+  EXPECT_EQ(pool_blocks(config, shape, 100, 10 * block), 5);
+  config.cache_max_entry_count = 0.25;
+  EXPECT_EQ(pool_blocks(config, shape, 100, 1000 * block), 250);
+  config.cache_max_entry_count = 1.0;
+  EXPECT_EQ(pool_blocks(config, shape, 100, 1000 * block + 5), 1000);
+  config.cache_max_entry_count = 77;
+  EXPECT_EQ(pool_blocks(config, shape, 100, 1000 * block), 77);
+  expect_error(ErrorCode::kOutOfMemory, {"77 blocks", "cache_max_entry_count"},
+               [&] { pool_blocks(config, shape, 100, 76 * block); });
+  config.cache_max_entry_count = 0.0;
+  expect_error(ErrorCode::kOutOfMemory, {"1 blocks"},
+               [&] { pool_blocks(config, shape, 100, block); });
+}
+
+TEST(EngineOptions, TellsWhatCameOfThem) {
+  const auto engine = Engine::load(
+      testing::tiny_model(),
+      {.session_len = 500, .max_batch_size = 3, .cache_max_entry_count = 20, .num_threads = 2});
+  const ModelInfo& info = engine->info();
+  EXPECT_EQ(info.family, "llama");
+  EXPECT_EQ(info.architecture, "LlamaForCausalLM");
+  EXPECT_EQ(info.vocab_size, 320);
+  EXPECT_EQ(info.session_len, 500);
+  EXPECT_EQ(info.kv_blocks, 20);
+  EXPECT_EQ(info.kv_block_tokens, 64);
+  EXPECT_EQ(info.kv_bytes_per_token, 2 * 2 * 2 * 16 * 4);
+  EXPECT_EQ(info.kv_pool_bytes, info.kv_bytes_per_token * 64 * 20);
+  EXPECT_EQ(info.num_threads, 2);
+  EXPECT_EQ(info.eos_token_ids, std::vector<int32_t>{2});
+  EXPECT_GT(info.weight_bytes, 0);
+  EXPECT_GT(info.workspace_bytes, 0);
+  EXPECT_EQ(engine->stats().blocks_free, 20);
+  EXPECT_TRUE(engine->health().ok);
+}
+
+}  // namespace
+}  // namespace treadle
