@@ -108,9 +108,10 @@ TEST(EngineStream, OnReadyAnnouncesOutputs) {
   // What is there already is announced at once; a removed callback is not called any more.
   Stream late = engine->submit(greedy(some_ids(10, 2), 5));
   run(*engine, greedy(some_ids(5, 1), 1));
-  int at_once = 0;
+  std::atomic<int> at_once{0};
   late.on_ready([&] { ++at_once; });
-  EXPECT_EQ(at_once, 1);
+  EXPECT_GE(at_once, 1);
+  late.on_ready({});  // what it counts in goes before the stream does
   Stream removed = engine->submit(greedy(some_ids(10, 2), 200));
   std::atomic<int> count{0};
   removed.on_ready([&] { ++count; });
