@@ -246,6 +246,27 @@ TEST(Scheduler, LongPromptsRunInChunksBesideDecodes) {
   EXPECT_EQ(steps, 5);
 }
 
+// A prompt alone runs in large chunks; beside decodes the chunks are small, but grow with them.
+TEST(Scheduler, MixedStepsBoundTheirPromptTokens) {
+  Simulation sim(256,
+                 {.max_batch_size = 50, .max_prefill_tokens = 1000, .mixed_prefill_tokens = 60});
+  sim.add(900, 90);
+  sim.step();
+  EXPECT_EQ(sim.decision().num_tokens, 900);
+  auto& prompt = sim.add(200, 2);
+  sim.step();
+  EXPECT_EQ(sim.decision().num_decode, 1);
+  EXPECT_EQ(sim.decision().num_tokens, 1 + 60);
+  while (!prompt.finished) ASSERT_TRUE(sim.step());
+  for (int i = 0; i < 39; ++i) sim.add(1, 60);
+  for (int i = 0; i < 2; ++i) sim.step();
+  sim.add(500, 2);
+  sim.step();
+  EXPECT_EQ(sim.decision().num_decode, 40);
+  EXPECT_EQ(sim.decision().num_tokens, 40 + 80);
+  ASSERT_TRUE(sim.run(1000));
+}
+
 // However many sequences decode, prompts get on.
 TEST(Scheduler, DecodesDoNotStarvePrompts) {
   Simulation sim(256, {.max_batch_size = 100, .max_prefill_tokens = 80});
@@ -314,7 +335,9 @@ TEST(Scheduler, RandomLoadsOnTinyPoolsAlwaysFinish) {
       return low + static_cast<int32_t>(random() % static_cast<uint32_t>(high - low + 1));
     };
     const int32_t num_blocks = pick(2, 8);
-    const SchedulerLimits limits{.max_batch_size = pick(1, 9), .max_prefill_tokens = pick(1, 150)};
+    const SchedulerLimits limits{.max_batch_size = pick(1, 9),
+                                 .max_prefill_tokens = pick(1, 150),
+                                 .mixed_prefill_tokens = pick(0, 1) * pick(1, 150)};
     Simulation sim(num_blocks, limits);
     sim.random().seed(seed);
     const int32_t room = num_blocks * kTokens;  // session_len

@@ -1,6 +1,8 @@
 #include "batch/step_input.h"
 
 #include <algorithm>
+#include <bit>
+#include <numeric>
 
 namespace treadle {
 
@@ -41,6 +43,29 @@ void StepInput::build(const Decision& decision) {
     std::copy_n(blocks.begin(), kv::blocks_for(context_len[s]),
                 block_tables.begin() + static_cast<ptrdiff_t>(s) * block_table_stride);
   }
+}
+
+void StepInput::pad(int32_t count, int32_t max_stride) {
+  const auto wide = static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(block_table_stride)));
+  const int32_t stride = std::max(block_table_stride, std::min(wide, max_stride));
+  const auto sequences = static_cast<size_t>(count);
+  std::vector<int32_t>& tables = padded_tables_;
+  tables.assign(sequences * static_cast<size_t>(stride), kv::kNoBlock);
+  for (int32_t s = 0; s < num_sequences(); ++s) {
+    std::copy_n(block_tables.begin() + ptrdiff_t{s} * block_table_stride, block_table_stride,
+                tables.begin() + ptrdiff_t{s} * stride);
+  }
+  block_tables.swap(tables);
+  block_table_stride = stride;
+  tokens.resize(sequences, 0);
+  positions.resize(sequences, 0);
+  rope_len.resize(sequences, 1);
+  context_len.resize(sequences, 0);
+  token_sequence.resize(sequences);
+  std::iota(token_sequence.begin(), token_sequence.end(), 0);
+  query_begin.resize(sequences + 1);
+  std::iota(query_begin.begin(), query_begin.end(), 0);
+  num_decode = count;
 }
 
 }  // namespace treadle

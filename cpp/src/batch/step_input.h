@@ -29,6 +29,14 @@ struct StepInput {
 
   /// Fills everything but logit_rows, which is cleared. Keeps its memory from step to step.
   void build(const Decision& decision);
+
+  /// A step of decode tokens alone: adds padding sequences (ops::SequenceBatch) until there are
+  /// `count`, and widens the block tables to a power of two of at most `max_stride`, so that steps
+  /// come in few shapes. logit_rows is not touched.
+  void pad(int32_t count, int32_t max_stride);
+
+ private:
+  std::vector<int32_t> padded_tables_;  // kept for its memory
 };
 
 }  // namespace treadle

@@ -117,6 +117,13 @@ void Scheduler::take_chunk(Sequence* sequence, int32_t& budget, Decision& decisi
   budget -= chunk;
 }
 
+int32_t Scheduler::prompt_budget(int32_t num_decode) const {
+  const int32_t all = limits_.max_prefill_tokens;
+  const int32_t budget = std::max(all - num_decode, std::min(all, kMinPrefillTokens));
+  if (num_decode == 0 || limits_.mixed_prefill_tokens == 0) return budget;
+  return std::min(budget, std::max(limits_.mixed_prefill_tokens, 2 * num_decode));
+}
+
 void Scheduler::schedule(Decision& decision) {
   decision.clear();
 
@@ -125,8 +132,7 @@ void Scheduler::schedule(Decision& decision) {
   decision.num_decode = static_cast<int32_t>(decision.scheduled.size());
   decision.num_tokens = decision.num_decode;
 
-  int32_t budget = std::max(limits_.max_prefill_tokens - decision.num_decode,
-                            std::min(limits_.max_prefill_tokens, kMinPrefillTokens));
+  int32_t budget = prompt_budget(decision.num_decode);
   for (size_t i = 0; i < running_.size() && budget > 0; ++i) {
     if (running_[i]->remaining() > 1) take_chunk(running_[i], budget, decision);
   }

@@ -30,6 +30,10 @@ struct Decision {
 struct SchedulerLimits {
   int32_t max_batch_size = 64;
   int32_t max_prefill_tokens = 512;  // prompt tokens per step
+  // Prompt tokens of a step in which sequences decode: at most so many, or twice the decode tokens
+  // where that is more. Bounds how long a stream waits for its next token while prompts come in.
+  // 0 = max_prefill_tokens.
+  int32_t mixed_prefill_tokens = 0;
 };
 
 class Scheduler {
@@ -49,7 +53,8 @@ class Scheduler {
   ///      running sequence of lowest rank is preempted: its blocks are released, it waits again
   ///      with all its ids and is recomputed later, so the one of highest rank always makes
   ///      progress;
-  ///   2. what is left of max_prefill_tokens goes to prompt chunks of running sequences;
+  ///   2. what is left of max_prefill_tokens, at most SchedulerLimits::mixed_prefill_tokens, goes
+  ///      to prompt chunks of running sequences;
   ///   3. then sequences are admitted from the line while slots last and the pool has blocks for
   ///      the whole prompt, which are taken at once.
   void schedule(Decision& decision);
@@ -68,6 +73,7 @@ class Scheduler {
   bool admit(Sequence* sequence, Decision& decision);
   void take_chunk(Sequence* sequence, int32_t& budget, Decision& decision);
   void count_computed(Sequence* sequence, int32_t query_len);
+  int32_t prompt_budget(int32_t num_decode) const;
 
   kv::KvCache& kv_;
   const SchedulerLimits limits_;
