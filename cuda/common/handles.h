@@ -2,7 +2,9 @@
 // on.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 #include <cuda_runtime_api.h>
@@ -57,8 +59,16 @@ inline EventHandle make_event(bool timing = false) {
   return EventHandle(e);
 }
 
+/// Counts make_device_memory's calls in this process: recorded graphs hold addresses and are stale
+/// once a buffer may have been replaced.
+inline std::atomic<uint64_t>& device_memory_epoch() {
+  static std::atomic<uint64_t> epoch{0};
+  return epoch;
+}
+
 inline DeviceMemory make_device_memory(size_t bytes) {
   void* p = nullptr;
+  ++device_memory_epoch();
   if (bytes > 0) check(cudaMalloc(&p, bytes), "allocate device memory");
   return DeviceMemory(p);
 }

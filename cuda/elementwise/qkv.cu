@@ -108,10 +108,12 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
   }
   const int32_t* table =
       p.batch.block_tables + size_t(p.batch.token_sequence[t]) * size_t(p.batch.block_table_stride);
+  const int32_t block = table[position / ops::kBlockTokens];
+  if (block < 0) return;  // padding
   const int slot = position % ops::kBlockTokens;
   // K heads come first in a layer, then V heads: the same order as in the projection.
   T* to = static_cast<T*>(p.kv.base) +
-          size_t(table[position / ops::kBlockTokens]) * p.kv.block_elems() +
+          size_t(block) * p.kv.block_elems() +
           size_t(p.layer) * p.kv.layer_elems() + size_t(head - p.heads) * p.kv.head_elems() +
           size_t(slot) * dim;
   store8(to + lane * 8, x);

@@ -75,6 +75,9 @@ struct KvPool {
 /// The sequences of one step. The flat token batch is [decode tokens | prompt chunks]: sequences
 /// 0..num_decode-1 bring one token each, the others query_len[s] >= 1.
 /// All arrays live where the backend computes. T tokens, S sequences.
+///
+/// A decode sequence with context_len 0 and block -1 is padding, which keeps a recorded step's shape
+/// (Ops::replay): its K and V go nowhere and its attention is zero.
 struct SequenceBatch {
   int32_t num_tokens = 0;     // T
   int32_t num_sequences = 0;  // S
