@@ -17,6 +17,7 @@ struct LaunchShape {
   size_t shared_bytes = 0;
   cudaStream_t stream = nullptr;
   bool dependent = false;  // needs sm_90; ignored by the driver's plain launch path when false
+  unsigned cluster = 1;    // thread blocks of a cluster (sm_90); divides grid.x
 };
 
 template <class... P, class... A>
@@ -26,11 +27,18 @@ void launch(const char* name, void (*kernel)(P...), const LaunchShape& shape, A&
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = shape.stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = shape.dependent ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (shape.dependent) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {shape.cluster, 1, 1};
+  }
   check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(std::forward<A>(args))...), name);
 }
 

@@ -51,6 +51,24 @@ __device__ __forceinline__ void tma_load(uint32_t dst, const CUtensorMap* map, i
       "l"(map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
+/// The same for data that is read once: it leaves L2 before anything else.
+__device__ __forceinline__ void tma_load(uint32_t dst, const CUtensorMap* map, int column, int row,
+                                         uint32_t barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;\n" ::"r"(dst),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+      : "memory");
+}
+/// A box of a 4-D map that starts at 0 in the two middle dimensions.
+__device__ __forceinline__ void tma_load_4d(uint32_t dst, const CUtensorMap* map, int first,
+                                            int last, uint32_t barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3, %3, %4}], [%5], %6;\n" ::"r"(dst),
+      "l"(map), "r"(first), "r"(0), "r"(last), "r"(barrier), "l"(policy)
+      : "memory");
+}
 __device__ __forceinline__ void tma_prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
 }

@@ -11,11 +11,14 @@
 
 namespace treadle::cuda {
 
-/// A row-major matrix of 16-bit elements, copied in boxes of 64 columns (128 bytes) x box_rows with
-/// the 128-byte swizzle: 16-byte chunk c of box row r lands at chunk c ^ (r % 8). What lies outside
-/// the matrix arrives as zeros. `base` and `row_bytes` must be multiples of 16.
-inline CUtensorMap make_tensor_map(const void* base, ops::DType dtype, uint64_t rows,
-                                   uint64_t columns, uint64_t row_bytes, uint32_t box_rows) {
+/// The map of a tensor of 16-bit elements, innermost dimension first, copied in boxes of 64
+/// elements (128 bytes) of that dimension with the 128-byte swizzle: 16-byte chunk c of box row r
+/// lands at chunk c ^ (r % 8). What lies outside the tensor arrives as zeros. `base` and `strides`
+/// (in bytes, of all dimensions but the first) must be multiples of 16.
+template <int kRank>
+CUtensorMap make_tensor_map(const void* base, ops::DType dtype, const cuuint64_t (&sizes)[kRank],
+                            const cuuint64_t (&strides)[kRank - 1],
+                            const cuuint32_t (&box)[kRank]) {
   using Encode =
       CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                    const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
@@ -32,22 +35,26 @@ inline CUtensorMap make_tensor_map(const void* base, ops::DType dtype, uint64_t 
     return reinterpret_cast<Encode>(entry);
   }();
   CUtensorMap map{};
-  const cuuint64_t sizes[2] = {columns, rows};
-  const cuuint64_t strides[1] = {row_bytes};
-  const cuuint32_t box[2] = {64, box_rows};
-  const cuuint32_t steps[2] = {1, 1};
+  cuuint32_t steps[kRank];
+  for (cuuint32_t& step : steps) step = 1;
   const CUresult status =
       encode(&map,
              dtype == ops::DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                        : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-             2, const_cast<void*>(base), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+             kRank, const_cast<void*>(base), sizes, strides, box, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw Error(ErrorCode::kDevice, "cuTensorMapEncodeTiled failed with CUresult " +
                                         std::to_string(static_cast<int>(status)));
   }
   return map;
+}
+
+/// A row-major matrix in boxes of 64 columns x box_rows.
+inline CUtensorMap make_tensor_map(const void* base, ops::DType dtype, uint64_t rows,
+                                   uint64_t columns, uint64_t row_bytes, uint32_t box_rows) {
+  return make_tensor_map<2>(base, dtype, {columns, rows}, {row_bytes}, {64, box_rows});
 }
 
 }  // namespace treadle::cuda
