@@ -37,6 +37,7 @@ std::string device_name(int32_t device) { return "cuda:" + std::to_string(device
 void* allocate(Backend& b, size_t bytes) {
   void* ptr = nullptr;
   const size_t size = bytes > 0 ? bytes : 1;
+  ++device_memory_epoch();
   const cudaError_t status = cudaMalloc(&ptr, size);
   if (status == cudaErrorMemoryAllocation) {
     (void)cudaGetLastError();  // the error is not sticky, but it is remembered
@@ -136,7 +137,7 @@ void call_plain(void* self, const Params& params, ops::Stream stream) {
 }
 
 void sample_rows(Backend& b, const ops::SampleParams& p, cudaStream_t stream) {
-  sample(p, b.sampling, b.uploads, stream);
+  sample(p, b.sampling, stream);
 }
 
 void check_device(int32_t device) {

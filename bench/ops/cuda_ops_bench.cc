@@ -184,13 +184,17 @@ void bench_sample(const ops::Ops& ops, cudaStream_t stream) {
         rows[i].top_k = c.top_k;
         rows[i].seed = i;
       }
+      const size_t row_bytes = rows.size() * sizeof(ops::SampleRow);
+      void* device_rows = ops.alloc(ops.self, row_bytes);
+      ops.upload(ops.self, device_rows, rows.data(), row_bytes, {stream});
       const ops::SampleParams p{.logits = logits,
-                                .rows = rows.data(),
+                                .rows = static_cast<ops::SampleRow*>(device_rows),
                                 .num_rows = count,
                                 .vocab = vocab,
                                 .tokens = tokens};
       std::printf(" %8.1f",
                   1e6 * call_seconds(stream, 20, [&] { ops.sample(ops.self, p, {stream}); }));
+      ops.release(ops.self, device_rows);
     }
     std::printf("\n");
   }

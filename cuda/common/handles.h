@@ -59,8 +59,8 @@ inline EventHandle make_event(bool timing = false) {
   return EventHandle(e);
 }
 
-/// Counts make_device_memory's calls in this process: recorded graphs hold addresses and are stale
-/// once a buffer may have been replaced.
+/// Counts the allocations of device memory in this process: recorded graphs hold addresses and are
+/// stale once a buffer may have been replaced.
 inline std::atomic<uint64_t>& device_memory_epoch() {
   static std::atomic<uint64_t> epoch{0};
   return epoch;

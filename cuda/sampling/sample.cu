@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <cstring>
+#include <bit>
 #include <string>
 
 #include "common/dispatch.h"
@@ -168,8 +168,8 @@ __global__ void __launch_bounds__(kRowThreads, 2)
     sample_kernel(ops::SampleParams p, int32_t* counts) {
   extern __shared__ __align__(16) unsigned char shared[];
   RowShared& s = *reinterpret_cast<RowShared*>(shared);
-  grid_dependency_wait();
   grid_dependency_launch();
+  grid_dependency_wait();
   const int index = blockIdx.x;
   const ops::SampleRow& r = p.rows[index];
   Row row{};
@@ -216,67 +216,23 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   if (top_count > 0) report_top(row, scan, top_count, log_sum, top, s);
 }
 
-size_t aligned(size_t bytes) { return (bytes + 15) / 16 * 16; }
-
-void reserve(DeviceMemory& memory, size_t& size, size_t wanted, bool zeroed, cudaStream_t stream) {
-  if (size >= wanted) return;
-  memory = DeviceMemory();
-  size = 0;
-  memory = make_device_memory(wanted);
-  size = wanted;
-  if (zeroed) check(cudaMemsetAsync(memory.get(), 0, wanted, stream), "clear memory");
-}
-
-/// Packs the rows and what they point to into one upload.
-const ops::SampleRow* upload_rows(const ops::SampleParams& p, SampleWorkspace& work,
-                                  StagingRing& ring, cudaStream_t stream) {
-  const auto rows = static_cast<size_t>(p.num_rows);
-  size_t bytes = aligned(rows * sizeof(ops::SampleRow));
-  const size_t row_bytes = bytes;
-  for (size_t i = 0; i < rows; ++i) {
-    const ops::SampleRow& r = p.rows[i];
-    bytes += aligned(size_t(r.history_len) * sizeof(int32_t)) +
-             aligned(size_t(r.bias_count) * sizeof(ops::LogitBias)) +
-             aligned(size_t(r.barred_count) * sizeof(int32_t));
-  }
-  reserve(work.rows, work.rows_bytes, bytes + bytes / 2, false, stream);
-  char* device = static_cast<char*>(work.rows.get());
-  ring.upload(device, bytes, stream, [&](char* host) {
-    size_t used = row_bytes;
-    const auto put = [&](const auto*& from, int32_t count) {
-      const size_t size = size_t(count) * sizeof *from;
-      if (size > 0) std::memcpy(host + used, from, size);
-      from = reinterpret_cast<std::remove_reference_t<decltype(from)>>(device + used);
-      used += aligned(size);
-    };
-    for (size_t i = 0; i < rows; ++i) {
-      ops::SampleRow r = p.rows[i];
-      put(r.history, r.history_len);
-      put(r.bias, r.bias_count);
-      put(r.barred, r.barred_count);
-      std::memcpy(host + i * sizeof r, &r, sizeof r);
-    }
-  });
-  return static_cast<const ops::SampleRow*>(work.rows.get());
+void reserve(SampleWorkspace& work, size_t bytes, cudaStream_t stream) {
+  if (work.counts_bytes >= bytes) return;
+  work = {};
+  work.counts = make_device_memory(bytes);
+  work.counts_bytes = bytes;
+  check(cudaMemsetAsync(work.counts.get(), 0, bytes, stream), "clear memory");
 }
 
 }  // namespace
 
-void sample(const ops::SampleParams& params, SampleWorkspace& work, StagingRing& ring,
-            cudaStream_t stream) {
-  if (params.num_rows <= 0) return;
-  ops::SampleParams p = params;
-  bool counting = false;
-  for (int32_t i = 0; i < p.num_rows; ++i) {
-    const ops::SampleRow& r = p.rows[i];
-    counting |= (r.presence_penalty != 0.0F || r.frequency_penalty != 0.0F) &&
-                r.output_begin < r.history_len && r.forced_token < 0;
-  }
-  p.rows = upload_rows(params, work, ring, stream);
+void sample(const ops::SampleParams& p, SampleWorkspace& work, cudaStream_t stream) {
+  if (p.num_rows <= 0) return;
   int32_t* counts = nullptr;
-  if (counting) {
-    reserve(work.counts, work.counts_bytes, size_t(p.num_rows) * size_t(p.vocab) * sizeof(int32_t),
-            true, stream);
+  if (p.counts_tokens) {
+    // Rounded up, so that a growing batch does not reallocate at every step.
+    const size_t rows = std::bit_ceil(static_cast<size_t>(p.num_rows));
+    reserve(work, rows * size_t(p.vocab) * sizeof(int32_t), stream);
     counts = static_cast<int32_t*>(work.counts.get());
   }
   const size_t bitmap = (static_cast<size_t>(p.vocab) + 31) / 32 * sizeof(uint32_t);

@@ -7,6 +7,7 @@
 #include "ops/philox.h"
 #include "ops_cuda.h"
 #include "sample_reference.h"
+#include "sampler/pack_rows.h"
 
 namespace treadle::cuda::testing {
 namespace {
@@ -36,11 +37,16 @@ Result run(const ops::Ops& ops, const std::vector<float>& logits, int32_t vocab,
   Memory tokens(ops, nans.data(), rows.size() * 4);
   Memory logprobs(ops, nans.data(), rows.size() * 4);
   Memory top(ops, nans.data(), nans.size());
+  Memory block(ops, sampler::packed_bytes(rows));
+  std::vector<char> packed(block.bytes());
+  sampler::pack_rows(rows, packed.data(), block.as<char>());
+  block.set(packed.data(), packed.size());
   ops.sample(ops.self,
              {.logits = x.as<float>(),
-              .rows = rows.data(),
+              .rows = block.as<ops::SampleRow>(),
               .num_rows = int32_t(rows.size()),
               .vocab = vocab,
+              .counts_tokens = std::any_of(rows.begin(), rows.end(), ops::counts_tokens),
               .tokens = tokens.as<int32_t>(),
               .logprobs = logprobs.as<float>(),
               .top = top.as<ops::TopLogprob>()},

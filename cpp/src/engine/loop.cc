@@ -15,7 +15,7 @@ Loop::Loop(const LoopParts& parts)
       kv_(parts.pool.num_blocks),
       scheduler_(kv_, parts.limits),
       roster_(parts.spec, parts.roster, kv_, scheduler_, parts.sessions, parts.inbox, counters_),
-      sampler_(parts.ops, parts.spec.vocab_size, parts.decoder.max_logit_rows()) {
+      sampler_(parts.ops, parts.spec.vocab_size) {
   publish({}, {});
 }
 
@@ -103,6 +103,7 @@ void Loop::run_model() {
   for (const auto& [src, dst] : decision_.copies) {
     parts_.ops.copy_block(parts_.ops.self, {.kv = parts_.pool, .src = src, .dst = dst}, {});
   }
+  sampler_.prepare(rows_);
   parts_.decoder.forward({.tokens = input_.tokens,
                           .positions = input_.positions,
                           .rope_len = input_.rope_len,
@@ -115,7 +116,8 @@ void Loop::run_model() {
                           .num_decode = input_.num_decode,
                           .max_query_len = input_.max_query_len,
                           .max_context_len = input_.max_context_len});
-  sampler_.run(rows_, parts_.decoder, results_);
+  sampler_.launch(parts_.decoder);
+  sampler_.finish(rows_, results_);
 }
 
 void Loop::emit() {

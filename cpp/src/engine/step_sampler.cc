@@ -1,25 +1,21 @@
 #include "engine/step_sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
+#include <utility>
+
+#include "sampler/pack_rows.h"
 
 namespace treadle {
 
-StepSampler::StepSampler(const ops::Ops& ops, int32_t vocab_size, int32_t max_rows_per_pass)
-    : ops_(ops), vocab_size_(vocab_size) {
-  const auto rows = static_cast<size_t>(max_rows_per_pass);
-  host_tokens_.resize(rows);
-  host_logprobs_.resize(rows);
-  tokens_ = static_cast<int32_t*>(ops_.alloc(ops_.self, rows * sizeof(int32_t)));
-  logprobs_ = static_cast<float*>(ops_.alloc(ops_.self, rows * sizeof(float)));
-  top_ = static_cast<ops::TopLogprob*>(
-      ops_.alloc(ops_.self, rows * ops::kMaxTopLogprobs * sizeof(ops::TopLogprob)));
-}
+StepSampler::StepSampler(const ops::Ops& ops, int32_t vocab_size)
+    : ops_(ops), vocab_size_(vocab_size) {}
 
 StepSampler::~StepSampler() {
-  ops_.release(ops_.self, tokens_);
-  ops_.release(ops_.self, logprobs_);
-  ops_.release(ops_.self, top_);
+  for (const Buffer& buffer : {rows_, tokens_, logprobs_, top_}) {
+    ops_.release(ops_.self, buffer.data);
+  }
 }
 
 void StepSampler::collect(const Decision& decision, std::vector<StepRow>& rows) {
@@ -53,60 +49,97 @@ void StepSampler::collect(const Decision& decision, std::vector<StepRow>& rows) 
   }
 }
 
-void StepSampler::run(const std::vector<StepRow>& rows, model::Decoder& decoder,
-                      std::vector<StepResult>& results) {
-  results.assign(rows.size(), {});
-  const auto per_pass = static_cast<size_t>(decoder.max_logit_rows());
-  for (size_t begin = 0; begin < rows.size(); begin += per_pass) {
-    const size_t count = std::min(per_pass, rows.size() - begin);
-    float* logits = decoder.logits(static_cast<int32_t>(begin), static_cast<int32_t>(count));
-    run_pass(rows, begin, count, logits, results);
+template <class T>
+T* StepSampler::reserve(Buffer& buffer, size_t count) {
+  // Growing moves the buffer, and with it what was recorded of launches is lost: start large.
+  constexpr size_t kLeastBytes = size_t{64} << 10;
+  const size_t bytes = std::max(kLeastBytes, std::bit_ceil(count * sizeof(T)));
+  if (buffer.bytes < bytes) {
+    ops_.release(ops_.self, std::exchange(buffer.data, nullptr));
+    buffer.bytes = 0;
+    buffer.data = ops_.alloc(ops_.self, bytes);
+    buffer.bytes = bytes;
+  }
+  return static_cast<T*>(buffer.data);
+}
+
+void StepSampler::prepare(const std::vector<StepRow>& rows, size_t padded_count) {
+  sample_rows_.clear();
+  counts_tokens_ = wants_logprobs_ = wants_top_ = false;
+  for (const auto& [generation, source, prompt_token, token_index] : rows) {
+    const sampler::RowBuilder& builder = generation->request.rows;
+    const ops::SampleRow& row = sample_rows_.emplace_back(
+        prompt_token >= 0 ? builder.build_prompt(prompt_token)
+                          : builder.build(source->ids, source->prompt_len, generation->index,
+                                          generation->scratch));
+    counts_tokens_ |= ops::counts_tokens(row);
+    wants_logprobs_ |= row.num_logprobs >= 0;
+    wants_top_ |= row.num_logprobs > 0;
+  }
+  sample_rows_.resize(std::max(rows.size(), padded_count), {.temperature = 0.0F});
+  const size_t count = sample_rows_.size();
+  if (count == 0) return;
+
+  packed_.resize(sampler::packed_bytes(sample_rows_));
+  void* block = reserve<char>(rows_, packed_.size());
+  sampler::pack_rows(sample_rows_, packed_.data(), block);
+  ops_.upload(ops_.self, block, packed_.data(), packed_.size(), {});
+  reserve<int32_t>(tokens_, count);
+  if (wants_logprobs_) reserve<float>(logprobs_, count);
+  if (wants_top_) reserve<ops::TopLogprob>(top_, count * ops::kMaxTopLogprobs);
+}
+
+void StepSampler::launch(model::Decoder& decoder) {
+  const auto total = static_cast<int32_t>(sample_rows_.size());
+  const int32_t per_pass = decoder.max_logit_rows();
+  for (int32_t begin = 0; begin < total; begin += per_pass) {
+    const int32_t count = std::min(per_pass, total - begin);
+    float* logits = decoder.logits(begin, count);
+    const auto from = [&]<class T>(T* array, int32_t per_row = 1) {
+      return array + ptrdiff_t{begin} * per_row;
+    };
+    ops_.sample(
+        ops_.self,
+        {.logits = logits,
+         .rows = from(static_cast<const ops::SampleRow*>(rows_.data)),
+         .num_rows = count,
+         .vocab = vocab_size_,
+         .counts_tokens = counts_tokens_,
+         .tokens = from(static_cast<int32_t*>(tokens_.data)),
+         .logprobs = wants_logprobs_ ? from(static_cast<float*>(logprobs_.data)) : nullptr,
+         .top = wants_top_ ? from(static_cast<ops::TopLogprob*>(top_.data), ops::kMaxTopLogprobs)
+                           : nullptr},
+        {});
   }
 }
 
-void StepSampler::run_pass(const std::vector<StepRow>& rows, size_t begin, size_t count,
-                           float* logits, std::vector<StepResult>& results) {
-  sample_rows_.clear();
-  bool any_logprobs = false;
-  bool any_top = false;
-  for (size_t i = begin; i < begin + count; ++i) {
-    const auto& [generation, source, prompt_token, token_index] = rows[i];
-    const sampler::RowBuilder& builder = generation->request.rows;
-    sample_rows_.push_back(prompt_token >= 0
-                               ? builder.build_prompt(prompt_token)
-                               : builder.build(source->ids, source->prompt_len, generation->index,
-                                               generation->scratch));
-    any_logprobs |= sample_rows_.back().num_logprobs >= 0;
-    any_top |= sample_rows_.back().num_logprobs > 0;
-  }
-  ops_.sample(ops_.self,
-              {.logits = logits,
-               .rows = sample_rows_.data(),
-               .num_rows = static_cast<int32_t>(count),
-               .vocab = vocab_size_,
-               .tokens = tokens_,
-               .logprobs = logprobs_,
-               .top = top_},
-              {});
-  ops_.download(ops_.self, host_tokens_.data(), tokens_, count * sizeof(int32_t), {});
-  if (any_logprobs) {
-    ops_.download(ops_.self, host_logprobs_.data(), logprobs_, count * sizeof(float), {});
-  }
-  if (any_top) {
-    host_top_.resize(count * ops::kMaxTopLogprobs);
-    ops_.download(ops_.self, host_top_.data(), top_, host_top_.size() * sizeof(ops::TopLogprob),
-                  {});
-  }
+uint64_t StepSampler::launch_shape() const {
+  return uint64_t{sample_rows_.size()} | uint64_t{counts_tokens_} << 45 |
+         uint64_t{wants_logprobs_} << 46 | uint64_t{wants_top_} << 47;
+}
+
+template <class T>
+void StepSampler::download(std::vector<T>& host, const Buffer& buffer, size_t count) {
+  host.resize(count);
+  ops_.download(ops_.self, host.data(), buffer.data, count * sizeof(T), {});
+}
+
+void StepSampler::finish(const std::vector<StepRow>& rows, std::vector<StepResult>& results) {
+  results.assign(rows.size(), {});
+  if (rows.empty()) return;
+  download(host_tokens_, tokens_, rows.size());
+  if (wants_logprobs_) download(host_logprobs_, logprobs_, rows.size());
+  if (wants_top_) download(host_top_, top_, rows.size() * ops::kMaxTopLogprobs);
   ops_.synchronize(ops_.self, {});
 
-  for (size_t i = 0; i < count; ++i) {
-    StepResult& result = results[begin + i];
+  for (size_t i = 0; i < rows.size(); ++i) {
+    StepResult& result = results[i];
     result.token = host_tokens_[i];
     const int32_t num_logprobs = sample_rows_[i].num_logprobs;
     if (num_logprobs < 0) continue;
     if (result.token < 0) {
       // A prompt position keeps its place in the list, whatever the model made of it.
-      const int32_t prompt_token = rows[begin + i].prompt_token;
+      const int32_t prompt_token = rows[i].prompt_token;
       if (prompt_token < 0) continue;
       result.logprobs.emplace().chosen = {.token_id = prompt_token,
                                           .logprob = std::numeric_limits<float>::quiet_NaN()};

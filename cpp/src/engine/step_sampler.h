@@ -1,6 +1,7 @@
 // Chooses the next tokens of a step: collects the rows, runs the sampling op, brings results back.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -26,9 +27,10 @@ struct StepResult {
   std::optional<PositionLogprobs> logprobs;
 };
 
+/// A step calls prepare(), launch() and finish() in this order.
 class StepSampler {
  public:
-  StepSampler(const ops::Ops& ops, int32_t vocab_size, int32_t max_rows_per_pass);
+  StepSampler(const ops::Ops& ops, int32_t vocab_size);
   ~StepSampler();
   StepSampler(const StepSampler&) = delete;
   StepSampler& operator=(const StepSampler&) = delete;
@@ -36,20 +38,44 @@ class StepSampler {
   /// The rows that `decision` asks for, in its order.
   static void collect(const Decision& decision, std::vector<StepRow>& rows);
 
-  /// Runs the decoder's head and the sampling op over `rows`, the last forward's logit rows.
-  void run(const std::vector<StepRow>& rows, model::Decoder& decoder,
-           std::vector<StepResult>& results);
+  /// Uploads what the op must know of `rows`, and of padding rows behind them until there are
+  /// `padded_count`: these choose a token that nobody reads.
+  void prepare(const std::vector<StepRow>& rows, size_t padded_count = 0);
+
+  /// Runs the decoder's head and the sampling op over the prepared rows, padding included, which
+  /// are the last forward's logit rows. Nothing but operations, so that it may be part of what
+  /// Ops::replay() records when all rows fit one pass (Decoder::max_logit_rows).
+  void launch(model::Decoder& decoder);
+
+  /// Steps of equal shapes have equal launches. Below 2^48, so that a key has room for more.
+  uint64_t launch_shape() const;
+
+  /// Waits for the backend and fills results[0 .. rows.size()); `rows` as prepared.
+  void finish(const std::vector<StepRow>& rows, std::vector<StepResult>& results);
 
  private:
-  void run_pass(const std::vector<StepRow>& rows, size_t begin, size_t count, float* logits,
-                std::vector<StepResult>& results);
+  /// Backend's memory that grows in powers of two and loses what it held when it does.
+  struct Buffer {
+    void* data = nullptr;
+    size_t bytes = 0;
+  };
+
+  template <class T>
+  T* reserve(Buffer& buffer, size_t count);
+  template <class T>
+  void download(std::vector<T>& host, const Buffer& buffer, size_t count);
 
   const ops::Ops& ops_;
   const int32_t vocab_size_;
-  int32_t* tokens_ = nullptr;       // [max_rows_per_pass], backend's memory
-  float* logprobs_ = nullptr;       // [max_rows_per_pass]
-  ops::TopLogprob* top_ = nullptr;  // [max_rows_per_pass][kMaxTopLogprobs]
+  Buffer rows_;      // the rows at its start, what they point to behind them
+  Buffer tokens_;    // [R]
+  Buffer logprobs_;  // [R]
+  Buffer top_;       // [R][kMaxTopLogprobs]
   std::vector<ops::SampleRow> sample_rows_;
+  std::vector<char> packed_;
+  bool counts_tokens_ = false;  // of any row, as are the next two
+  bool wants_logprobs_ = false;
+  bool wants_top_ = false;
   std::vector<int32_t> host_tokens_;
   std::vector<float> host_logprobs_;
   std::vector<ops::TopLogprob> host_top_;
