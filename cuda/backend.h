@@ -42,6 +42,7 @@ struct Backend {
   ReturnBuffer downloads;
   BulkUploader weights;
   SampleWorkspace sampling;
+  Scratch normed;          // [tokens][K] the normalised input of a product
   Scratch gate_up;         // [tokens][2 * intermediate] between a product and its gated activation
   Scratch decode_scratch;  // attention_decode's workspace
   Scratch prefill_scratch;

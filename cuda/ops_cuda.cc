@@ -206,7 +206,6 @@ Ops cuda_ops(int32_t device, DType act_dtype) {
     *weight = {};
   };
   ops.embed = gpu::call<EmbedParams, gpu::embed>;
-  ops.rms_norm = gpu::call<RmsNormParams, gpu::rms_norm>;
   ops.linear = gpu::call_with_backend<LinearParams, gpu::linear>;
   ops.rope = gpu::call_plain<RopeParams, gpu::rope>;
   ops.qkv = gpu::call<QkvParams, gpu::qkv>;

@@ -82,7 +82,6 @@ inline ops::Ops null_ops(Gate& gate) {
   };
   const auto nothing = [](void*, const auto&, ops::Stream) {};
   ops.embed = nothing;
-  ops.rms_norm = nothing;
   ops.linear = nothing;
   ops.rope = nothing;
   ops.qkv = nothing;

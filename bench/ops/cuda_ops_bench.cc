@@ -13,6 +13,7 @@
 #include <cuda_runtime_api.h>
 
 #include "common/handles.h"
+#include "elementwise/elementwise.h"
 #include "linear/matmul.h"
 #include "ops_cuda.h"
 
@@ -202,26 +203,28 @@ void bench_sample(const ops::Ops& ops, cudaStream_t stream) {
   ops.release(ops.self, tokens);
 }
 
-void bench_elementwise(const ops::Ops& ops, cudaStream_t stream) {
-  std::printf("\nresidual + rms_norm, hidden 4096: microseconds (bytes moved / 4.2 TB/s)\n");
-  for (const int tokens : {1, 64, 8192}) {
-    const size_t bytes = size_t(tokens) * 4096 * 2;
-    void* buffers[3];
-    for (void*& b : buffers) b = ops.alloc(ops.self, bytes);
+void bench_elementwise(const ops::Ops& ops, cudaStream_t stream, ops::DType act) {
+  std::printf("\nelementwise, llama-3-8b: microseconds (bytes moved / 4.2 TB/s)\n");
+  const int64_t widest = 2 * 14336;
+  for (const int64_t tokens : {1, 64, 4096, 8192}) {
+    void* in = ops.alloc(ops.self, size_t(tokens * widest) * 2);
+    void* out = ops.alloc(ops.self, size_t(tokens * widest) * 2);
     auto* weight = static_cast<float*>(ops.alloc(ops.self, 4096 * 4));
-    const double seconds = graph_seconds(stream, 20, [&](int) {
-      ops.rms_norm(ops.self,
-                   {.residual = buffers[0],
-                    .x = buffers[1],
-                    .weight = weight,
-                    .out = buffers[2],
-                    .num_tokens = tokens,
-                    .hidden = 4096},
-                   {stream});
+    const auto show = [&](const char* name, int64_t elements, const std::function<void(int)>& op) {
+      const double seconds = graph_seconds(stream, 20, op);
+      std::printf("  %s %8.2f (%3.0f%%)", name, seconds * 1e6,
+                  100.0 * 2 * double(tokens * elements) / seconds / kLimit);
+    };
+    std::printf("%6lld tokens", static_cast<long long>(tokens));
+    show("norm", 2 * 4096, [&](int) {
+      rms_norm({.x = in, .weight = weight, .eps = 1e-5F, .out = out, .rows = tokens, .width = 4096},
+               act, stream);
     });
-    std::printf("%6d tokens %8.2f (%3.0f%%)\n", tokens, seconds * 1e6,
-                100.0 * 4 * double(bytes) / seconds / kLimit);
-    for (void* b : buffers) ops.release(ops.self, b);
+    show("silu_mul", 3 * 14336,
+         [&](int) { silu_mul(in, out, static_cast<int32_t>(tokens), 14336, act, stream); });
+    std::printf("\n");
+    ops.release(ops.self, in);
+    ops.release(ops.self, out);
     ops.release(ops.self, weight);
   }
 }
@@ -264,7 +267,7 @@ int main() {
     gpu::bench_linear(table, stream.get(), act);
     if (act == ops::DType::kF16) {
       gpu::bench_sample(table, stream.get());
-      gpu::bench_elementwise(table, stream.get());
+      gpu::bench_elementwise(table, stream.get(), act);
       gpu::bench_upload(table);
     }
     table.destroy(table.self);

@@ -10,8 +10,16 @@ namespace treadle::cuda {
 /// A tied table is the head's weight as make_linear stores it: [V][K] rows of act.
 void embed(const ops::EmbedParams&, ops::DType act, cudaStream_t);
 
-/// The norm is taken of the residual as it is stored, rounded to act. hidden <= 32768.
-void rms_norm(const ops::RmsNormParams&, ops::DType act, cudaStream_t);
+/// out = x / sqrt(mean(x^2) + eps) * weight, row by row. width <= 32768.
+struct RmsNormParams {
+  const void* x = nullptr;        // [rows][width] of act
+  const float* weight = nullptr;  // [width]
+  float eps = 0.0F;
+  void* out = nullptr;  // [rows][width] of act
+  int64_t rows = 0;
+  int64_t width = 0;
+};
+void rms_norm(const RmsNormParams&, ops::DType act, cudaStream_t);
 
 void rope(const ops::RopeParams&, cudaStream_t);
 

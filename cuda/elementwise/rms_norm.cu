@@ -1,4 +1,4 @@
-// Residual addition and RMS norm in one pass: a block per token, the row held in registers.
+// RMS norm: a block per token, the row held in registers.
 #include "common/dispatch.h"
 #include "common/ptx.cuh"
 #include "common/vec.cuh"
@@ -8,15 +8,6 @@ namespace treadle::cuda {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-
-struct NormArgs {
-  void* residual;
-  const void* x;
-  const float* weight;
-  void* out;
-  float eps;
-  int hidden;
-};
 
 /// The same value in every thread. Sums in an order that depends on the block's size alone.
 __device__ float block_sum(float x) {
@@ -30,10 +21,10 @@ __device__ float block_sum(float x) {
 
 /// kVectors 16-byte vectors per thread.
 template <class T, int kVectors>
-__global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs a) {
-  const size_t row = size_t(blockIdx.x) * a.hidden;
-  T* residual = static_cast<T*>(a.residual) + row;
-  T* out = static_cast<T*>(a.out) + row;
+__global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(RmsNormParams p) {
+  const int width = static_cast<int>(p.width);
+  const T* x = static_cast<const T*>(p.x) + size_t(blockIdx.x) * width;
+  T* out = static_cast<T*>(p.out) + size_t(blockIdx.x) * width;
   grid_dependency_wait();
   grid_dependency_launch();
   float r[kVectors][8];
@@ -41,25 +32,18 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs a) {
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int i = (v * blockDim.x + threadIdx.x) * 8;
-    if (i >= a.hidden) break;
-    load8(residual + i, r[v]);
-    if (a.x != nullptr) {
-      float x[8];
-      load8(static_cast<const T*>(a.x) + row + i, x);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) r[v][j] = to_float(from_float<T>(r[v][j] + x[j]));
-      store8(residual + i, r[v]);
-    }
+    if (i >= width) break;
+    load8(x + i, r[v]);
 #pragma unroll
     for (int j = 0; j < 8; ++j) sum += r[v][j] * r[v][j];
   }
-  const float scale = 1.0F / sqrtf(block_sum(sum) / static_cast<float>(a.hidden) + a.eps);
+  const float scale = 1.0F / sqrtf(block_sum(sum) / static_cast<float>(width) + p.eps);
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int i = (v * blockDim.x + threadIdx.x) * 8;
-    if (i >= a.hidden) break;
+    if (i >= width) break;
     float w[8];
-    load8(a.weight + i, w);
+    load8(p.weight + i, w);
 #pragma unroll
     for (int j = 0; j < 8; ++j) r[v][j] = r[v][j] * scale * w[j];
     store8(out + i, r[v]);
@@ -68,22 +52,22 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs a) {
 
 }  // namespace
 
-void rms_norm(const ops::RmsNormParams& p, ops::DType act, cudaStream_t stream) {
-  if (p.num_tokens <= 0) return;
-  check_vector_width("hidden size", p.hidden);
-  const NormArgs args{p.residual, p.x, p.weight, p.out, p.eps, p.hidden};
-  const int vectors = p.hidden / 8;
+void rms_norm(const RmsNormParams& p, ops::DType act, cudaStream_t stream) {
+  if (p.rows <= 0) return;
+  check_vector_width("hidden size", p.width);
+  const int vectors = static_cast<int>(p.width / 8);
   const int per_thread = (vectors + kMaxThreads - 1) / kMaxThreads;
   with_half_type(act, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto run = [&](auto kernel, int each) {
       const int threads = ((vectors + each - 1) / each + 31) / 32 * 32;
-      launch("rms_norm", kernel, dependent_launch(p.num_tokens, threads, stream), args);
+      launch("rms_norm", kernel, dependent_launch(static_cast<unsigned>(p.rows), threads, stream),
+             p);
     };
     if (per_thread <= 1) return run(rms_norm_kernel<T, 1>, 1);
     if (per_thread <= 2) return run(rms_norm_kernel<T, 2>, 2);
     if (per_thread <= 4) return run(rms_norm_kernel<T, 4>, 4);
-    throw_unsupported("hidden size " + std::to_string(p.hidden) + " is above 32768");
+    throw_unsupported("hidden size " + std::to_string(p.width) + " is above 32768");
   });
 }
 

@@ -14,8 +14,8 @@
 namespace treadle::cuda {
 namespace {
 
-// A gated layer computes so many tokens at a time, which bounds its scratch.
-constexpr int64_t kGatedTokens = 2048;
+// So many tokens at a time are normalised or gated, which bounds the scratch.
+constexpr int64_t kChunkTokens = 2048;
 
 /// The bias twice: [N] floats, then [N] of act for the epilogue of cuBLASLt.
 float* upload_bias(Backend& b, const float* bias, int64_t n) {
@@ -28,20 +28,36 @@ float* upload_bias(Backend& b, const float* bias, int64_t n) {
   return static_cast<float*>(memory.release());
 }
 
-void product(Backend& b, const ops::LinearParams& p, const void* x, void* y, int64_t tokens,
-             cudaStream_t stream) {
+const void* normalise(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
+  void* out = b.normed.memory.get();
+  rms_norm({.x = p.x,
+            .weight = p.norm,
+            .eps = p.norm_eps,
+            .out = out,
+            .rows = p.num_tokens,
+            .width = p.weight->in_features},
+           b.act, stream);
+  return out;
+}
+
+/// The layer without its norm, at most kChunkTokens of a gated one.
+void product(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
+  if (supports_skinny_linear(p)) return skinny_linear(p, b.act, stream);
   const ops::LinearWeight& w = *p.weight;
   const void* bias = w.bias;
   if (bias != nullptr && !p.float_output) bias = w.bias + w.out_features;
-  b.matmul.run({.x = x,
+  void* y = p.silu_mul ? b.gate_up.memory.get() : p.y;
+  b.matmul.run({.x = p.x,
                 .w = w.data,
                 .bias = bias,
                 .y = y,
-                .m = tokens,
+                .m = p.num_tokens,
                 .n = w.out_features,
                 .k = w.in_features,
-                .float_output = p.float_output},
+                .float_output = p.float_output,
+                .add = p.add},
                stream);
+  if (p.silu_mul) silu_mul(y, p.y, p.num_tokens, w.out_features / 2, b.act, stream);
 }
 
 }  // namespace
@@ -66,8 +82,10 @@ ops::LinearWeight make_linear(Backend& b, const ops::WeightPiece* pieces, int32_
     });
     to += elements * 2;
   }
+  // Now, because a step that is being recorded cannot allocate.
+  b.normed.reserve(static_cast<size_t>(kChunkTokens) * k * 2, stream);
   if (silu_mul) {
-    b.gate_up.reserve(static_cast<size_t>(kGatedTokens * w.out_features) * 2, stream);
+    b.gate_up.reserve(static_cast<size_t>(kChunkTokens * w.out_features) * 2, stream);
   }
   if (bias != nullptr) w.bias = upload_bias(b, bias, w.out_features);
   w.data = data.release();
@@ -76,16 +94,17 @@ ops::LinearWeight make_linear(Backend& b, const ops::WeightPiece* pieces, int32_
 
 void linear(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
   if (p.num_tokens <= 0 || p.weight->out_features <= 0) return;
-  if (supports_skinny_linear(p)) return skinny_linear(p, b.act, stream);
-  if (!p.silu_mul) return product(b, p, p.x, p.y, p.num_tokens, stream);
+  if (p.norm == nullptr && !p.silu_mul) return product(b, p, stream);
   const int64_t k = p.weight->in_features;
-  const int64_t inner = p.weight->out_features / 2;
-  for (int64_t begin = 0; begin < p.num_tokens; begin += kGatedTokens) {
-    const int64_t tokens = std::min<int64_t>(kGatedTokens, p.num_tokens - begin);
-    product(b, p, static_cast<const char*>(p.x) + begin * k * 2, b.gate_up.memory.get(), tokens,
-            stream);
-    silu_mul(b.gate_up.memory.get(), static_cast<char*>(p.y) + begin * inner * 2,
-             static_cast<int32_t>(tokens), inner, b.act, stream);
+  const int64_t columns = p.silu_mul ? p.weight->out_features / 2 : p.weight->out_features;
+  const size_t y_element = p.float_output ? 4 : 2;
+  for (int64_t begin = 0; begin < p.num_tokens; begin += kChunkTokens) {
+    ops::LinearParams chunk = p;
+    chunk.num_tokens = static_cast<int32_t>(std::min(kChunkTokens, p.num_tokens - begin));
+    chunk.x = static_cast<const char*>(p.x) + begin * k * 2;
+    chunk.y = static_cast<char*>(p.y) + static_cast<size_t>(begin * columns) * y_element;
+    if (p.norm != nullptr) chunk.x = normalise(b, chunk, stream);
+    product(b, chunk, stream);
   }
 }
 

@@ -104,7 +104,7 @@ Matmul::~Matmul() {
 Matmul::Plan& Matmul::plan_for(const MatmulParams& p) {
   const int64_t bucket = bucket_of(p.m);
   const bool with_bias = p.bias != nullptr;
-  std::unique_ptr<Plan>& slot = plans_[{bucket, p.n, p.k, p.float_output, with_bias}];
+  std::unique_ptr<Plan>& slot = plans_[{bucket, p.n, p.k, p.float_output, with_bias, p.add}];
   if (slot) return *slot;
   auto plan = std::make_unique<Plan>(lt_);
   const cudaDataType_t out = p.float_output ? CUDA_R_32F : act_;
@@ -154,9 +154,9 @@ void Matmul::run(const MatmulParams& p, cudaStream_t stream) {
   const Layout x(lt_, act_, p.k, p.m);
   const Layout y(lt_, p.float_output ? CUDA_R_32F : act_, p.n, p.m);
   const float one = 1.0F;
-  const float zero = 0.0F;
+  const float of_y = p.add ? 1.0F : 0.0F;
   check_lt(lt_,
-           lt_.matmul(handle_, plan.desc, &one, p.w, plan.w, p.x, x.get(), &zero, p.y, y.get(), p.y,
+           lt_.matmul(handle_, plan.desc, &one, p.w, plan.w, p.x, x.get(), &of_y, p.y, y.get(), p.y,
                       y.get(), &plan.algo, workspace_.get(), kWorkspaceBytes, stream),
            "matrix product");
 }

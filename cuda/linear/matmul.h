@@ -14,7 +14,7 @@
 
 namespace treadle::cuda {
 
-/// y[t][n] = sum_k x[t][k] w[n][k] + bias[n], row-major, accumulated in float32.
+/// y[t][n] = sum_k x[t][k] w[n][k] + bias[n] (+ y[t][n]), row-major, accumulated in float32.
 struct MatmulParams {
   const void* x = nullptr;     // [m][k] of act
   const void* w = nullptr;     // [n][k] of act
@@ -24,6 +24,7 @@ struct MatmulParams {
   int64_t n = 0;
   int64_t k = 0;
   bool float_output = false;
+  bool add = false;  // to y, of act
 };
 
 /// Borrows the device that is current at construction. One stream at a time: the workspace is one.
@@ -41,7 +42,7 @@ class Matmul {
  private:
   // Algorithms are chosen once for all token counts of a bucket, so that a result depends on the
   // bucket and not on what was computed before.
-  using Key = std::tuple<int64_t, int64_t, int64_t, bool, bool>;
+  using Key = std::tuple<int64_t, int64_t, int64_t, bool, bool, bool>;
   struct Plan;
   Plan& plan_for(const MatmulParams& p);
 

@@ -27,6 +27,7 @@ struct SkinnyArgs {
   int k;
   int m;
   int columns;      // n, or n / 2 for gated activation
+  bool add;         // to y
   int tile_stride;  // rows from a block's first tile to its second
   int block_rows;   // rows from one block's first tile to the next block's
 };
@@ -133,7 +134,8 @@ __global__ void __launch_bounds__(32 * kWarps, 32 / kWarps) skinny_kernel(Skinny
       // As the two kernels of a larger batch do it: gate and up are rounded on the way.
       y = silu(to_float(from_float<T>(y))) * to_float(from_float<T>(sum_of(1, token, row)));
     }
-    static_cast<Out*>(a.y)[size_t(token) * a.columns + column] = from_float<Out>(y);
+    Out* to = static_cast<Out*>(a.y) + size_t(token) * a.columns + column;
+    *to = from_float<Out>(a.add ? y + to_float(*to) : y);
   }
 }
 
@@ -159,6 +161,7 @@ void skinny_linear(const ops::LinearParams& p, ops::DType act, cudaStream_t stre
   a.k = static_cast<int>(w.in_features);
   a.m = p.num_tokens;
   a.columns = p.silu_mul ? a.n / 2 : a.n;
+  a.add = p.add;
   const auto run = [&](auto kernel, int warps, int tiles, int tile_stride, int block_rows) {
     a.tile_stride = tile_stride;
     a.block_rows = block_rows;

@@ -81,7 +81,6 @@ inline ops::Ops faulty_ops(int32_t num_threads = 1) {
     real_table.synchronize(self, stream);
   };
   table.embed = count_and_call<&Ops::embed, ops::EmbedParams>;
-  table.rms_norm = count_and_call<&Ops::rms_norm, ops::RmsNormParams>;
   table.linear = count_and_call<&Ops::linear, ops::LinearParams>;
   table.rope = count_and_call<&Ops::rope, ops::RopeParams>;
   table.qkv = count_and_call<&Ops::qkv, ops::QkvParams>;

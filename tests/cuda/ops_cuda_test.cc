@@ -1,47 +1,16 @@
-// Every operation of the CUDA table but attention and sampling against the CPU table, over types
-// and shapes: outputs poisoned before the run, two runs equal bit for bit.
+// Operations on single tokens and copies against the CPU table, over types and shapes: outputs
+// poisoned before the run, two runs equal bit for bit.
 #include "ops_cuda.h"
 
 #include <algorithm>
-#include <functional>
 #include <numeric>
 
-#include "check.h"
+#include "tables.h"
 
 namespace treadle::cuda::testing {
 namespace {
 
 using ops::DType;
-
-struct Tables {
-  const ops::Ops& cpu;
-  const ops::Ops& gpu;
-  DType act;
-  Report& report;
-};
-
-/// Runs `op` twice on poisoned memory and returns the output of the first run.
-std::vector<char> run_twice(const Tables& t, const std::string& name, Memory& out,
-                            const std::function<void()>& op) {
-  const std::vector<char> nans = poison(out.bytes());
-  out.set(nans.data(), nans.size());
-  op();
-  std::vector<char> first = out.get();
-  out.set(nans.data(), nans.size());
-  op();
-  t.report.check(out.get() == first, name + ": two runs differ");
-  return first;
-}
-
-void expect_near(const Tables& t, const std::string& name, const std::vector<float>& got,
-                 const std::vector<float>& want, double relative, double absolute) {
-  const std::string what = difference(got, want, relative, absolute);
-  t.report.check(what.empty(), name + ": " + what);
-}
-
-std::string label(const Tables& t, const char* op) {
-  return std::string(op) + " " + ops::dtype_name(t.act);
-}
 
 void test_embed(const Tables& t) {
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
@@ -100,56 +69,6 @@ void test_gather(const Tables& t) {
     want.insert(want.end(), bytes.begin() + r * hidden * 2, bytes.begin() + (r + 1) * hidden * 2);
   }
   t.report.check(got == want, label(t, "gather"));
-}
-
-void test_rms_norm(const Tables& t) {
-  for (const int hidden : {64, 256, 1000, 4096, 8192, 12288, 16384, 20480}) {
-    for (const int tokens : {1, 7, 130}) {
-      for (const bool add : {false, true}) {
-        const size_t n = size_t(tokens) * hidden;
-        const std::vector<float> residual = random_values(t.act, n, 3, 2.0F);
-        const std::vector<float> x = random_values(t.act, n, 4);
-        std::vector<float> sum = residual;
-        if (add) {
-          for (size_t i = 0; i < n; ++i) sum[i] += x[i];
-        }
-        const std::vector<char> sum_bytes = encode(t.act, sum);
-        sum = decode(t.act, sum_bytes);  // the norm is taken of the rounded sum
-        const std::vector<float> weight = random_values(DType::kF32, hidden, 5);
-        std::vector<float> want(n);
-        t.cpu.rms_norm(t.cpu.self,
-                       {.residual = sum.data(),
-                        .weight = weight.data(),
-                        .out = want.data(),
-                        .eps = 1e-5F,
-                        .num_tokens = tokens,
-                        .hidden = hidden},
-                       {});
-        const std::vector<char> residual_bytes = encode(t.act, residual);
-        const std::vector<char> x_bytes = encode(t.act, x);
-        Memory device_residual(t.gpu, residual_bytes.size());
-        Memory device_x(t.gpu, x_bytes.data(), x_bytes.size());
-        Memory device_weight(t.gpu, weight.data(), weight.size() * 4);
-        Memory out(t.gpu, n * 2);
-        const std::string name = label(t, "rms_norm") + " " + std::to_string(tokens) + "x" +
-                                 std::to_string(hidden) + (add ? " +x" : "");
-        const auto got = run_twice(t, name, out, [&] {
-          device_residual.set(residual_bytes.data(), residual_bytes.size());
-          t.gpu.rms_norm(t.gpu.self,
-                         {.residual = device_residual.as<void>(),
-                          .x = add ? device_x.as<void>() : nullptr,
-                          .weight = device_weight.as<float>(),
-                          .out = out.as<void>(),
-                          .eps = 1e-5F,
-                          .num_tokens = tokens,
-                          .hidden = hidden},
-                         {});
-        });
-        expect_near(t, name, decode(t.act, got), want, 2 * epsilon(t.act), 1e-6);
-        t.report.check(device_residual.get() == sum_bytes, name + ": residual");
-      }
-    }
-  }
 }
 
 void test_rope(const Tables& t) {
@@ -335,118 +254,6 @@ void test_qkv(const Tables& t) {
   }
 }
 
-struct LinearShape {
-  int n, k;
-};
-
-void test_linear(const Tables& t) {
-  const LinearShape shapes[] = {{96, 64}, {1000, 264},  {768, 256},
-                                {64, 40}, {2048, 4096}, {37, 512}};
-  const int counts[] = {1, 2, 3, 5, 8, 9, 16, 17, 33, 64, 100, 300};
-  for (const LinearShape& s : shapes) {
-    for (const bool silu : {false, true}) {
-      if (silu && s.n % 16 != 0) continue;  // gated rows come in whole vectors
-      for (const bool with_bias : {false, true}) {
-        const std::vector<float> w =
-            random_values(t.act, size_t(s.n) * s.k, 21, 1.0F / std::sqrt(float(s.k)));
-        const std::vector<float> bias = random_values(t.act, s.n, 22);
-        const std::vector<char> w_bytes = encode(t.act, w);
-        const int first = s.n / 2;
-        const ops::WeightPiece pieces[] = {
-            {w_bytes.data(), t.act, first},
-            {w_bytes.data() + size_t(first) * s.k * 2, t.act, s.n - first}};
-        const float* b = with_bias ? bias.data() : nullptr;
-        ops::LinearWeight on_cpu = t.cpu.make_linear(t.cpu.self, pieces, 2, s.k, b, silu);
-        ops::LinearWeight on_gpu = t.gpu.make_linear(t.gpu.self, pieces, 2, s.k, b, silu);
-        std::vector<char> first_row[2];
-        for (const int m : counts) {
-          for (const bool float_output : {false, true}) {
-            if (silu && float_output) continue;
-            if (float_output && m > 64) continue;
-            const int columns = silu ? s.n / 2 : s.n;
-            const std::vector<float> x = random_values(t.act, size_t(m) * s.k, 23);
-            std::vector<float> want(size_t(m) * columns);
-            t.cpu.linear(t.cpu.self,
-                         {.x = x.data(),
-                          .weight = &on_cpu,
-                          .y = want.data(),
-                          .num_tokens = m,
-                          .silu_mul = silu},
-                         {});
-            const std::vector<char> x_bytes = encode(t.act, x);
-            Memory d_x(t.gpu, x_bytes.data(), x_bytes.size());
-            Memory y(t.gpu, want.size() * (float_output ? 4 : 2));
-            const std::string name = label(t, "linear") + " " + std::to_string(m) + "x" +
-                                     std::to_string(s.n) + "x" + std::to_string(s.k) +
-                                     (silu ? " silu" : "") + (with_bias ? " bias" : "") +
-                                     (float_output ? " float" : "");
-            const auto got = run_twice(t, name, y, [&] {
-              t.gpu.linear(t.gpu.self,
-                           {.x = d_x.as<void>(),
-                            .weight = &on_gpu,
-                            .y = y.as<void>(),
-                            .num_tokens = m,
-                            .silu_mul = silu,
-                            .float_output = float_output},
-                           {});
-            });
-            const double e = float_output ? 2e-5 : epsilon(t.act);
-            expect_near(t, name, decode(float_output ? DType::kF32 : t.act, got), want,
-                        silu ? 6 * e : 2 * e, silu ? 6 * e : 2 * e);
-            // The first token is the same in all of them; up to eight, its result is too.
-            if (m > 8) continue;
-            const size_t row = got.size() / size_t(m);
-            std::vector<char>& seen = first_row[float_output ? 1 : 0];
-            if (m == 1) seen.assign(got.begin(), got.begin() + long(row));
-            t.report.check(std::equal(seen.begin(), seen.end(), got.begin()),
-                           name + ": depends on the batch");
-          }
-        }
-        t.cpu.release_linear(t.cpu.self, &on_cpu);
-        t.gpu.release_linear(t.gpu.self, &on_gpu);
-      }
-    }
-  }
-}
-
-// Gated layers beyond their chunk, a weight above the size of an upload chunk, conversions.
-void test_large_linear(const Tables& t) {
-  const int n = 1536;
-  const int k = 2048;
-  const std::vector<float> w = random_values(t.act, size_t(n) * k, 31, 0.02F);
-  for (const DType stored : {DType::kF32, t.act}) {
-    const std::vector<char> bytes = encode(stored, w);
-    const ops::WeightPiece pieces[] = {{bytes.data(), stored, n}};
-    ops::LinearWeight on_cpu = t.cpu.make_linear(t.cpu.self, pieces, 1, k, nullptr, true);
-    ops::LinearWeight on_gpu = t.gpu.make_linear(t.gpu.self, pieces, 1, k, nullptr, true);
-    const int m = 2100;
-    const std::vector<float> x = random_values(t.act, size_t(m) * k, 32);
-    std::vector<float> want(size_t(m) * n / 2);
-    t.cpu.linear(
-        t.cpu.self,
-        {.x = x.data(), .weight = &on_cpu, .y = want.data(), .num_tokens = m, .silu_mul = true},
-        {});
-    const std::vector<char> x_bytes = encode(t.act, x);
-    Memory d_x(t.gpu, x_bytes.data(), x_bytes.size());
-    Memory y(t.gpu, want.size() * 2);
-    const std::string name =
-        label(t, "linear") + " 2100x1536x2048 silu stored " + ops::dtype_name(stored);
-    const auto got = run_twice(t, name, y, [&] {
-      t.gpu.linear(t.gpu.self,
-                   {.x = d_x.as<void>(),
-                    .weight = &on_gpu,
-                    .y = y.as<void>(),
-                    .num_tokens = m,
-                    .silu_mul = true},
-                   {});
-    });
-    const double e = epsilon(t.act);
-    expect_near(t, name, decode(t.act, got), want, 6 * e, 6 * e);
-    t.cpu.release_linear(t.cpu.self, &on_cpu);
-    t.gpu.release_linear(t.gpu.self, &on_gpu);
-  }
-}
-
 void test_copies(const Tables& t) {
   ops::KvPool pool{.dtype = t.act, .num_blocks = 5, .num_layers = 2, .kv_heads = 2, .head_dim = 64};
   const size_t elements = pool.block_elems() * 5;
@@ -489,11 +296,8 @@ int main() {
     const test::Tables tables{cpu, gpu, act, report};
     test::test_embed(tables);
     test::test_gather(tables);
-    test::test_rms_norm(tables);
     test::test_rope(tables);
     test::test_qkv(tables);
-    test::test_linear(tables);
-    test::test_large_linear(tables);
     test::test_copies(tables);
     gpu.destroy(gpu.self);
   }

@@ -7,7 +7,8 @@
 namespace treadle::ops::testing {
 namespace {
 
-/// A layer's attention half: projection, QKV split with cache write, attention, output projection.
+/// A layer's attention half: norm and projection, QKV split with cache write, attention, output
+/// projection added to the input.
 struct Layer {
   int heads, kv_heads, head_dim, window;
   DType weight_dtype, kv_dtype;
@@ -61,21 +62,16 @@ class InvarianceTest : public ::testing::TestWithParam<cpu::Isa> {
       }
       const auto tokens = size_t(paged.batch.num_tokens);
       std::vector<float> qkv(tokens * size_t(layer.features()), kPoison);
-      std::vector<float> q(tokens * hidden, kPoison), mixed(q), y(q);
+      std::vector<float> q(tokens * hidden, kPoison), mixed(q), y(x);
       std::vector<float> cos_sin(tokens * size_t(layer.head_dim), kPoison);
       const std::vector<float> norm(hidden, 1.5F);
-      std::vector<float> normed(x.size(), kPoison);
-      ops.rms_norm(ops.self,
-                   {.residual = x.data(),
-                    .weight = norm.data(),
-                    .out = normed.data(),
-                    .num_tokens = int32_t(tokens),
-                    .hidden = layer.hidden()},
-                   {});
-      ops.linear(
-          ops.self,
-          {.x = normed.data(), .weight = &w_in, .y = qkv.data(), .num_tokens = int32_t(tokens)},
-          {});
+      ops.linear(ops.self,
+                 {.x = x.data(),
+                  .weight = &w_in,
+                  .norm = norm.data(),
+                  .y = qkv.data(),
+                  .num_tokens = int32_t(tokens)},
+                 {});
       RopeParams rope;
       rope.positions = paged.positions.data();
       rope.inv_freq = inv_freq.data();
@@ -105,9 +101,13 @@ class InvarianceTest : public ::testing::TestWithParam<cpu::Isa> {
       attend.kv = paged.kv;
       attend.batch = paged.batch;
       ops.attention(ops.self, attend, {});
-      ops.linear(
-          ops.self,
-          {.x = mixed.data(), .weight = &w_out, .y = y.data(), .num_tokens = int32_t(tokens)}, {});
+      ops.linear(ops.self,
+                 {.x = mixed.data(),
+                  .weight = &w_out,
+                  .y = y.data(),
+                  .num_tokens = int32_t(tokens),
+                  .add = true},
+                 {});
       for (int s = 0; s < sequences; ++s) {
         const auto begin = y.begin() + long(size_t(paged.query_begin[size_t(s)]) * hidden);
         const auto end = y.begin() + long(size_t(paged.query_begin[size_t(s) + 1]) * hidden);

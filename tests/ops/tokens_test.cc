@@ -1,4 +1,4 @@
-// Token-wise operations: embedding, RMS norm, rotary angles, the QKV split, gather, block copies.
+// Token-wise operations: embedding, rotary angles, the QKV split, gather, block copies.
 #include <algorithm>
 
 #include "testing.h"
@@ -37,61 +37,6 @@ TEST_P(TokensTest, EmbedFromTableAndFromTiedHead) {
       ops.release_linear(ops.self, &head);
     }
   }
-}
-
-TEST_P(TokensTest, RmsNormAddsTheResidual) {
-  for (const int hidden : {1, 3, 16, 17, 63, 64, 100, 256, 896}) {
-    for (const int tokens : {1, 2, 150}) {
-      for (const bool add : {false, true}) {
-        const size_t size = size_t(tokens) * size_t(hidden);
-        auto residual = random_floats(size, 1);
-        const auto x = random_floats(size, 2);
-        const auto weight = random_floats(size_t(hidden), 3);
-        std::vector<double> sums, want;
-        for (int t = 0; t < tokens; ++t) {
-          double squares = 0;
-          for (int i = 0; i < hidden; ++i) {
-            const size_t at = size_t(t) * size_t(hidden) + size_t(i);
-            sums.push_back(double{residual[at]} + (add ? double{x[at]} : 0.0));
-            squares += sums.back() * sums.back();
-          }
-          const double scale = 1 / std::sqrt(squares / hidden + 1e-5);
-          for (int i = 0; i < hidden; ++i) {
-            want.push_back(sums[size_t(t) * size_t(hidden) + size_t(i)] * scale *
-                           weight[size_t(i)]);
-          }
-        }
-        std::vector<float> out(size, kPoison);
-        RmsNormParams p;
-        p.residual = residual.data();
-        p.x = add ? x.data() : nullptr;
-        p.weight = weight.data();
-        p.out = out.data();
-        p.eps = 1e-5F;
-        p.num_tokens = tokens;
-        p.hidden = hidden;
-        ops.rms_norm(ops.self, p, {});
-        expect_near(residual, sums, 1e-7, 1e-7);
-        expect_near(out, want, 2e-6, 1e-6);
-      }
-    }
-  }
-}
-
-TEST_P(TokensTest, RmsNormInPlace) {
-  auto data = random_floats(300, 1);
-  const std::vector<float> weight(100, 1.0F);
-  std::vector<float> out(300);
-  RmsNormParams p;
-  p.residual = data.data();
-  p.weight = weight.data();
-  p.out = out.data();
-  p.num_tokens = 3;
-  p.hidden = 100;
-  ops.rms_norm(ops.self, p, {});
-  p.out = data.data();
-  ops.rms_norm(ops.self, p, {});
-  expect_same_bits(data, out);
 }
 
 TEST_P(TokensTest, RopeAngles) {

@@ -17,8 +17,7 @@ constexpr size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Offsets of the buffers in the workspace, in bytes.
 struct Decoder::Layout {
-  size_t inv_freq, cos_sin, residual, hidden, normed, qkv_out, q, attended, gated, row_buffer,
-      logits, integers;
+  size_t inv_freq, cos_sin, residual, row_residual, qkv_out, q, attended, gated, logits, integers;
   size_t total = 0;
   int32_t max_logit_rows;
 
@@ -27,8 +26,8 @@ struct Decoder::Layout {
     const auto tokens = static_cast<size_t>(limits.max_tokens);
     const auto rows = static_cast<size_t>(limits.max_rows);
     const auto sequences = static_cast<size_t>(limits.max_sequences);
-    const auto width = std::max(static_cast<size_t>(spec.hidden_size),
-                                static_cast<size_t>(spec.num_heads) * spec.head_dim);
+    const size_t hidden_bytes = static_cast<size_t>(spec.hidden_size) * element;
+    const size_t attended_bytes = static_cast<size_t>(spec.num_heads) * spec.head_dim * element;
     const auto vocab_bytes = static_cast<size_t>(spec.vocab_size) * sizeof(float);
     const auto block_table =
         (static_cast<size_t>(limits.session_len) + ops::kBlockTokens - 1) / ops::kBlockTokens + 1;
@@ -40,14 +39,12 @@ struct Decoder::Layout {
     cos_sin = take(tokens * half * 2 * sizeof(float));
     // Rows of the last layer may outnumber its tokens when a prompt is forked.
     const size_t lines = std::max(tokens, rows);
-    residual = take(lines * width * element);  // swapped with row_buffer in the last layer
-    hidden = take(lines * static_cast<size_t>(spec.hidden_size) * element);
-    normed = take(lines * static_cast<size_t>(spec.hidden_size) * element);
+    residual = take(tokens * hidden_bytes);
+    row_residual = take(rows * hidden_bytes);
     qkv_out = take(tokens * static_cast<size_t>(spec.qkv_features()) * element);
-    q = take(tokens * width * element);
-    attended = take(tokens * width * element);
+    q = take(lines * attended_bytes);
+    attended = take(tokens * attended_bytes);
     gated = take(lines * static_cast<size_t>(spec.intermediate_size) * element);
-    row_buffer = take(lines * width * element);
     logits = take(static_cast<size_t>(max_logit_rows) * vocab_bytes);
     integers = take((4 * tokens + rows + sequences * (2 + block_table) + 1) * sizeof(int32_t));
   }
@@ -72,13 +69,11 @@ Decoder::Decoder(const ModelSpec& spec, const Weights& weights, const ops::Ops& 
   inv_freq_ = reinterpret_cast<float*>(workspace_ + layout.inv_freq);
   cos_sin_ = reinterpret_cast<float*>(workspace_ + layout.cos_sin);
   residual_ = workspace_ + layout.residual;
-  hidden_ = workspace_ + layout.hidden;
-  normed_ = workspace_ + layout.normed;
+  row_residual_ = workspace_ + layout.row_residual;
   qkv_out_ = workspace_ + layout.qkv_out;
   q_ = workspace_ + layout.q;
   attended_ = workspace_ + layout.attended;
   gated_ = workspace_ + layout.gated;
-  row_buffer_ = workspace_ + layout.row_buffer;
   logits_ = reinterpret_cast<float*>(workspace_ + layout.logits);
   integers_ = reinterpret_cast<int32_t*>(workspace_ + layout.integers);
   ops_.upload(ops_.self, inv_freq_, rope_.inv_freq.data(), rope_.inv_freq.size() * sizeof(float),
@@ -116,7 +111,12 @@ void Decoder::upload(const DecoderInput& input) {
 
 void Decoder::attention_block(const LayerWeights& layer, int32_t index, int32_t num_tokens) {
   ops_.linear(ops_.self,
-              {.x = normed_, .weight = &layer.qkv, .y = qkv_out_, .num_tokens = num_tokens},
+              {.x = residual_,
+               .weight = &layer.qkv,
+               .norm = layer.attn_norm,
+               .norm_eps = spec_.norm_eps,
+               .y = qkv_out_,
+               .num_tokens = num_tokens},
               stream_);
   ops_.qkv(ops_.self,
            {.qkv = qkv_out_,
@@ -150,50 +150,34 @@ void Decoder::attention_block(const LayerWeights& layer, int32_t index, int32_t 
                  stream_);
 }
 
-void Decoder::mlp_block(const LayerWeights& layer, int32_t num_tokens) {
-  ops_.rms_norm(ops_.self,
-                {.residual = residual_,
-                 .x = hidden_,
-                 .weight = layer.mlp_norm,
-                 .out = normed_,
-                 .eps = spec_.norm_eps,
-                 .num_tokens = num_tokens,
-                 .hidden = spec_.hidden_size},
-                stream_);
+void Decoder::mlp_block(const LayerWeights& layer, char* residual, int32_t num_tokens) {
   ops_.linear(ops_.self,
-              {.x = normed_,
+              {.x = residual,
                .weight = &layer.gate_up,
+               .norm = layer.mlp_norm,
+               .norm_eps = spec_.norm_eps,
                .y = gated_,
                .num_tokens = num_tokens,
                .silu_mul = true},
               stream_);
+  add_projection(layer.down, gated_, residual, num_tokens);
+}
+
+void Decoder::add_projection(const ops::LinearWeight& weight, const char* x, char* residual,
+                             int32_t num_tokens) {
   ops_.linear(ops_.self,
-              {.x = gated_, .weight = &layer.down, .y = hidden_, .num_tokens = num_tokens},
+              {.x = x, .weight = &weight, .y = residual, .num_tokens = num_tokens, .add = true},
               stream_);
 }
 
 void Decoder::forward(const DecoderInput& input) {
   upload(input);
   const int32_t num_tokens = batch_.num_tokens;
-  const auto norm = [&](const float* weight, const void* add, int32_t count) {
-    ops_.rms_norm(ops_.self,
-                  {.residual = residual_,
-                   .x = add,
-                   .weight = weight,
-                   .out = normed_,
-                   .eps = spec_.norm_eps,
-                   .num_tokens = count,
-                   .hidden = spec_.hidden_size},
-                  stream_);
-  };
-  const auto gather_rows = [&](char* from, int32_t width) {
-    ops_.gather(ops_.self,
-                {.in = from,
-                 .rows = logit_rows_,
-                 .out = row_buffer_,
-                 .num_rows = num_rows_,
-                 .hidden = width},
-                stream_);
+  const auto gather_rows = [&](const char* from, char* to, int32_t width) {
+    ops_.gather(
+        ops_.self,
+        {.in = from, .rows = logit_rows_, .out = to, .num_rows = num_rows_, .hidden = width},
+        stream_);
   };
 
   ops_.embed(ops_.self,
@@ -218,36 +202,30 @@ void Decoder::forward(const DecoderInput& input) {
              .original_len = rope_.original_len},
             stream_);
 
-  const char* previous = nullptr;  // output of the block before, not yet in the residual
   const int32_t last = spec_.num_layers - 1;
-  for (int32_t i = 0; i < spec_.num_layers; ++i) {
+  for (int32_t i = 0; i < last; ++i) {
     const LayerWeights& layer = weights_.layers[static_cast<size_t>(i)];
-    norm(layer.attn_norm, previous, num_tokens);
     attention_block(layer, i, num_tokens);
-    // After the last attention only the rows whose logits are wanted matter.
-    int32_t count = num_tokens;
-    const char* attended = attended_;
-    if (i == last) {
-      count = num_rows_;
-      if (count == 0) return;
-      gather_rows(residual_, spec_.hidden_size);
-      std::swap(residual_, row_buffer_);
-      gather_rows(attended_, spec_.num_heads * spec_.head_dim);
-      attended = row_buffer_;
-    }
-    ops_.linear(ops_.self, {.x = attended, .weight = &layer.o, .y = hidden_, .num_tokens = count},
-                stream_);
-    mlp_block(layer, count);
-    previous = hidden_;
+    add_projection(layer.o, attended_, residual_, num_tokens);
+    mlp_block(layer, residual_, num_tokens);
   }
-  norm(weights_.final_norm, hidden_, num_rows_);
+  // After the last attention only the rows whose logits are wanted matter.
+  const LayerWeights& layer = weights_.layers[static_cast<size_t>(last)];
+  attention_block(layer, last, num_tokens);
+  if (num_rows_ == 0) return;
+  gather_rows(residual_, row_residual_, spec_.hidden_size);
+  gather_rows(attended_, q_, spec_.num_heads * spec_.head_dim);
+  add_projection(layer.o, q_, row_residual_, num_rows_);
+  mlp_block(layer, row_residual_, num_rows_);
 }
 
 float* Decoder::logits(int32_t begin, int32_t count) {
   const size_t row_bytes = static_cast<size_t>(spec_.hidden_size) * ops::dtype_size(ops_.act_dtype);
   ops_.linear(ops_.self,
-              {.x = normed_ + static_cast<size_t>(begin) * row_bytes,
+              {.x = row_residual_ + static_cast<size_t>(begin) * row_bytes,
                .weight = &weights_.head,
+               .norm = weights_.final_norm,
+               .norm_eps = spec_.norm_eps,
                .y = logits_,
                .num_tokens = count,
                .float_output = true},

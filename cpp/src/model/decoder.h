@@ -45,7 +45,7 @@ class Decoder {
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;
 
-  /// Writes the tokens' K and V and leaves the final hidden states of input.logit_rows for
+  /// Writes the tokens' K and V and leaves the last layer's output of input.logit_rows for
   /// logits().
   void forward(const DecoderInput& input);
 
@@ -62,7 +62,9 @@ class Decoder {
   struct Layout;
   void upload(const DecoderInput& input);
   void attention_block(const LayerWeights& layer, int32_t index, int32_t num_tokens);
-  void mlp_block(const LayerWeights& layer, int32_t num_tokens);
+  void mlp_block(const LayerWeights& layer, char* residual, int32_t num_tokens);
+  void add_projection(const ops::LinearWeight& weight, const char* x, char* residual,
+                      int32_t num_tokens);
 
   const ModelSpec& spec_;
   const Weights& weights_;
@@ -76,15 +78,13 @@ class Decoder {
 
   char* workspace_ = nullptr;  // everything below lies in it
   float* inv_freq_ = nullptr;
-  float* cos_sin_ = nullptr;     // [T][rotary_dim / 2][2]
-  char* residual_ = nullptr;     // [T][hidden], [R][hidden] after the last attention
-  char* hidden_ = nullptr;       // [T][hidden] output of a block, to be added to the residual
-  char* normed_ = nullptr;       // [T][hidden]
-  char* qkv_out_ = nullptr;      // [T][qkv_features]
-  char* q_ = nullptr;            // [T][heads * head_dim]
+  float* cos_sin_ = nullptr;      // [T][rotary_dim / 2][2]
+  char* residual_ = nullptr;      // [T][hidden]: the sum of the embedding and all blocks' outputs
+  char* row_residual_ = nullptr;  // [R][hidden] instead of it after the last attention
+  char* qkv_out_ = nullptr;       // [T][qkv_features]
+  char* q_ = nullptr;            // [T][heads * head_dim]; [R] of attended_ after the last attention
   char* attended_ = nullptr;     // [T][heads * head_dim]
-  char* gated_ = nullptr;        // [T][intermediate]
-  char* row_buffer_ = nullptr;   // [R][max(hidden, heads * head_dim)]
+  char* gated_ = nullptr;        // [max(T, R)][intermediate]
   float* logits_ = nullptr;      // [max_logit_rows][vocab]
   int32_t* integers_ = nullptr;  // the step's index arrays
 

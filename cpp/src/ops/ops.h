@@ -30,25 +30,18 @@ struct EmbedParams {
   int32_t hidden = 0;
 };
 
-/// residual += x (when x is given); out = residual / sqrt(mean(residual^2) + eps) * weight.
-struct RmsNormParams {
-  void* residual = nullptr;       // [T][H] updated in place when x is given
-  const void* x = nullptr;        // [T][H] or null
-  const float* weight = nullptr;  // [H]
-  void* out = nullptr;            // [T][H]
-  float eps = 1e-6F;
-  int32_t num_tokens = 0;
-  int32_t hidden = 0;
-};
-
 /// y = x W^T + bias. With silu_mul the weight holds gate and up stacked ([2 * I][K]) and
-/// y[t][i] = silu(gate_i) * up_i has I columns.
+/// y[t][i] = silu(gate_i) * up_i has I columns. With norm, x is RMS-normalised on the way:
+/// x / sqrt(mean(x^2) + norm_eps) * norm, rounded to act_dtype.
 struct LinearParams {
   const void* x = nullptr;  // [T][K]
   const LinearWeight* weight = nullptr;
+  const float* norm = nullptr;  // [K] or null
+  float norm_eps = 1e-6F;
   void* y = nullptr;  // [T][N], or [T][N / 2] with silu_mul
   int32_t num_tokens = 0;
   bool silu_mul = false;
+  bool add = false;  // y += instead of y = (the residual stream); y of act_dtype, not gated
   bool float_output = false;  // y is float32 whatever act_dtype is (logits)
 };
 
@@ -140,7 +133,6 @@ struct Ops {
   void (*release_linear)(void* self, LinearWeight* weight) = nullptr;
 
   void (*embed)(void* self, const EmbedParams&, Stream) = nullptr;
-  void (*rms_norm)(void* self, const RmsNormParams&, Stream) = nullptr;
   void (*linear)(void* self, const LinearParams&, Stream) = nullptr;
   void (*rope)(void* self, const RopeParams&, Stream) = nullptr;
   void (*qkv)(void* self, const QkvParams&, Stream) = nullptr;

@@ -53,7 +53,6 @@ Ops make_ops(int num_threads, Isa isa) {
     release_linear(backend(self), weight);
   };
   ops.embed = call<EmbedParams, embed>;
-  ops.rms_norm = call<RmsNormParams, rms_norm>;
   ops.linear = call<LinearParams, linear>;
   ops.rope = call<RopeParams, rope>;
   ops.qkv = call<QkvParams, qkv>;

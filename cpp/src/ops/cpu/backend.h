@@ -21,6 +21,8 @@ struct Backend {
   void reserve_scratch(size_t floats_per_thread);
   float* scratch(int thread) { return scratch_ + size_t(thread) * scratch_stride_; }
 
+  std::vector<float> normed;  // a linear layer's normalised input
+
   // Attention's plan and partial results, kept so that a step does not allocate.
   struct AttentionTile {
     int32_t sequence;
@@ -55,8 +57,8 @@ LinearWeight make_linear(Backend&, const WeightPiece* pieces, int32_t count, int
 void release_linear(Backend&, LinearWeight* weight);
 
 void embed(Backend&, const EmbedParams&);
-void rms_norm(Backend&, const RmsNormParams&);
 void linear(Backend&, const LinearParams&);
+void rms_norm(Backend&, const NormTask&, int64_t rows);
 void rope(Backend&, const RopeParams&);
 void qkv(Backend&, const QkvParams&);
 void attention(Backend&, const AttentionParams&);

@@ -36,6 +36,7 @@ struct LinearTask {
   const float* bias = nullptr;   // [num_panels * 64] or null
   float* y = nullptr;            // [rows][ldy]
   int64_t ldy = 0;
+  bool add = false;          // y += the product; not with silu_mul
   int32_t columns = 0;       // columns of y to write
   float* scratch = nullptr;  // [linear_scratch_floats()]
 };
@@ -43,6 +44,15 @@ struct LinearTask {
 constexpr size_t linear_scratch_floats() {
   return size_t{kPanel} * (2 * kMaxTaskRows + kSliceDepth);
 }
+
+/// out = x / sqrt(mean(x^2) + eps) * weight, row by row.
+struct NormTask {
+  const float* x = nullptr;  // [rows][width]
+  const float* weight = nullptr;
+  float eps = 0.0F;
+  float* out = nullptr;  // [rows][width]
+  int32_t width = 0;
+};
 
 /// Keys after which attention closes a partial result. The partial results of a row are merged in
 /// order, whoever computed them.
@@ -87,8 +97,8 @@ struct Kernels {
   void (*attention_merge)(const AttentionTask&, const float* states, size_t stride,
                           int count) = nullptr;
 
-  // Tokens [begin, end).
-  void (*rms_norm)(const RmsNormParams&, int64_t begin, int64_t end) = nullptr;
+  // Rows, or tokens, [begin, end).
+  void (*rms_norm)(const NormTask&, int64_t begin, int64_t end) = nullptr;
   /// scratch: [2 * head_dim + rotary_dim] floats.
   void (*qkv)(const QkvParams&, int64_t begin, int64_t end, float* scratch) = nullptr;
 

@@ -69,6 +69,23 @@ constexpr int64_t kTaskRows = 120;
 constexpr int64_t kLeastTaskRows = 24;
 constexpr int64_t kRowMultiple = 12;  // whole register tiles of every instruction set
 
+/// The rows to multiply: x, or where it is to be normalised a copy that the next call overwrites.
+const float* input_of(Backend& b, const LinearParams& p) {
+  const auto* x = static_cast<const float*>(p.x);
+  if (p.norm == nullptr) return x;
+  const int64_t width = p.weight->in_features;
+  const auto floats = static_cast<size_t>(p.num_tokens * width);
+  if (b.normed.size() < floats) b.normed.resize(floats);
+  rms_norm(b,
+           {.x = x,
+            .weight = p.norm,
+            .eps = p.norm_eps,
+            .out = b.normed.data(),
+            .width = static_cast<int32_t>(width)},
+           p.num_tokens);
+  return b.normed.data();
+}
+
 }  // namespace
 
 LinearWeight make_linear(Backend& b, const WeightPiece* pieces, int32_t count, int64_t in_features,
@@ -155,7 +172,7 @@ void linear(Backend& b, const LinearParams& p) {
     row_tasks = divide_up(p.num_tokens, height);
   }
 
-  const float* x = static_cast<const float*>(p.x);
+  const float* x = input_of(b, p);
   float* y = static_cast<float*>(p.y);
   const size_t panel_bytes = size_t(w.in_features) * kPanel * dtype_size(w.dtype);
   auto run = [&](int64_t index, int thread) {
@@ -173,6 +190,7 @@ void linear(Backend& b, const LinearParams& p) {
     t.bias = w.bias == nullptr ? nullptr : w.bias + unit * unit_panels * kPanel;
     t.y = y + row * columns + unit * kPanel;
     t.ldy = columns;
+    t.add = p.add;
     t.columns =
         static_cast<int32_t>(std::min<int64_t>(task_units * kPanel, columns - unit * kPanel));
     t.scratch = b.scratch(thread);

@@ -75,7 +75,12 @@ inline void finish_linear(const LinearTask& t, const float* sums) {
       for (int c = 0; c < kPanel; c += V::kWidth) {
         F sum = V::load(first + p * panel_floats + c);
         if (t.bias != nullptr) sum = V::add(sum, V::load(t.bias + p * kPanel + c));
-        store_columns<V>(y + p * kPanel + c, sum, t.columns - p * kPanel - c);
+        const int columns = t.columns - p * kPanel - c;
+        float* to = y + p * kPanel + c;
+        if (t.add && columns > 0) {
+          sum = V::add(columns >= V::kWidth ? V::load(to) : V::load_n(to, columns), sum);
+        }
+        store_columns<V>(to, sum, columns);
       }
     }
   }

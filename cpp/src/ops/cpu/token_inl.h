@@ -40,19 +40,11 @@ inline void scale_by(const float* x, float scale, const float* weight, float* ou
 }
 
 template <class V>
-inline void rms_norm(const RmsNormParams& p, int64_t begin, int64_t end) {
-  const int hidden = p.hidden;
+inline void rms_norm(const NormTask& task, int64_t begin, int64_t end) {
+  const int width = task.width;
   for (int64_t t = begin; t < end; ++t) {
-    float* residual = static_cast<float*>(p.residual) + t * hidden;
-    if (p.x != nullptr) {
-      const float* x = static_cast<const float*>(p.x) + t * hidden;
-      for (int i = 0; i < hidden; i += V::kWidth) {
-        const int n = hidden - i < V::kWidth ? hidden - i : V::kWidth;
-        V::store_n(residual + i, V::add(V::load_n(residual + i, n), V::load_n(x + i, n)), n);
-      }
-    }
-    scale_by<V>(residual, inverse_rms<V>(residual, hidden, p.eps), p.weight,
-                static_cast<float*>(p.out) + t * hidden, hidden);
+    const float* x = task.x + t * width;
+    scale_by<V>(x, inverse_rms<V>(x, width, task.eps), task.weight, task.out + t * width, width);
   }
 }
 

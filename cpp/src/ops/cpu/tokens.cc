@@ -45,10 +45,10 @@ void embed(Backend& b, const EmbedParams& p) {
       });
 }
 
-void rms_norm(Backend& b, const RmsNormParams& p) {
+void rms_norm(Backend& b, const NormTask& task, int64_t rows) {
   b.pool.parallel_ranges(
-      p.num_tokens, token_grain(p.hidden),
-      [&](int64_t begin, int64_t end, int /*thread*/) { b.kernels->rms_norm(p, begin, end); });
+      rows, token_grain(task.width),
+      [&](int64_t begin, int64_t end, int /*thread*/) { b.kernels->rms_norm(task, begin, end); });
 }
 
 void qkv(Backend& b, const QkvParams& p) {

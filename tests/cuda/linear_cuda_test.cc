@@ -1,0 +1,218 @@
+// Linear layers against the CPU table over types, shapes and token counts of every path, with and
+// without norm, bias, gate and addition: outputs poisoned before the run, two runs equal bit for
+// bit.
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+#include "tables.h"
+
+namespace treadle::cuda::testing {
+namespace {
+
+using ops::DType;
+
+struct Shape {
+  int n, k;
+};
+
+/// How a product is used.
+struct Use {
+  bool norm, add, float_output;
+};
+
+constexpr float kNormEps = 1e-5F;
+
+/// A weight on both sides.
+class Layer {
+ public:
+  Layer(const Tables& t, const Shape& s, bool silu, bool with_bias) : t_(t) {
+    const std::vector<float> w =
+        random_values(t.act, size_t(s.n) * s.k, 21, 1.0F / std::sqrt(float(s.k)));
+    const std::vector<float> bias = random_values(t.act, s.n, 22);
+    const std::vector<char> bytes = encode(t.act, w);
+    const int first = s.n / 2;
+    const ops::WeightPiece pieces[] = {
+        {bytes.data(), t.act, first}, {bytes.data() + size_t(first) * s.k * 2, t.act, s.n - first}};
+    const float* b = with_bias ? bias.data() : nullptr;
+    cpu = t.cpu.make_linear(t.cpu.self, pieces, 2, s.k, b, silu);
+    gpu = t.gpu.make_linear(t.gpu.self, pieces, 2, s.k, b, silu);
+  }
+  ~Layer() {
+    t_.cpu.release_linear(t_.cpu.self, &cpu);
+    t_.gpu.release_linear(t_.gpu.self, &gpu);
+  }
+  Layer(const Layer&) = delete;
+  Layer& operator=(const Layer&) = delete;
+
+  ops::LinearWeight cpu;
+  ops::LinearWeight gpu;
+
+ private:
+  const Tables& t_;
+};
+
+/// x / sqrt(mean(x^2) + eps) * weight of each row, rounded to act.
+std::vector<float> normalised(DType act, const std::vector<float>& x,
+                              const std::vector<float>& weight) {
+  const size_t width = weight.size();
+  std::vector<float> out(x.size());
+  for (size_t row = 0; row < x.size(); row += width) {
+    double squares = 0.0;
+    for (size_t i = 0; i < width; ++i) squares += double{x[row + i]} * x[row + i];
+    const double scale = 1.0 / std::sqrt(squares / double(width) + kNormEps);
+    for (size_t i = 0; i < width; ++i) out[row + i] = float(x[row + i] * scale * weight[i]);
+  }
+  return decode(act, encode(act, out));
+}
+
+/// Compares m tokens' result with the CPU's and returns it.
+std::vector<char> check_product(const Tables& t, const std::string& name, const Layer& layer, int m,
+                                bool silu, const Use& use) {
+  const auto k = size_t(layer.cpu.in_features);
+  const auto columns = size_t(silu ? layer.cpu.out_features / 2 : layer.cpu.out_features);
+  const std::vector<float> x = random_values(t.act, m * k, 23, use.norm ? 3.0F : 1.0F);
+  const std::vector<float> norm = random_values(DType::kF32, k, 24);
+  const std::vector<float> before = random_values(t.act, m * columns, 25);
+  const std::vector<float> input = use.norm ? normalised(t.act, x, norm) : x;
+  std::vector<float> want = before;
+  t.cpu.linear(t.cpu.self,
+               {.x = input.data(),
+                .weight = &layer.cpu,
+                .y = want.data(),
+                .num_tokens = m,
+                .silu_mul = silu,
+                .add = use.add},
+               {});
+
+  const std::vector<char> x_bytes = encode(t.act, x);
+  const std::vector<char> before_bytes = encode(t.act, before);
+  Memory d_x(t.gpu, x_bytes.data(), x_bytes.size());
+  Memory d_norm(t.gpu, norm.data(), norm.size() * 4);
+  Memory y(t.gpu, want.size() * (use.float_output ? 4 : 2));
+  const auto got = run_twice(t, name, y, [&] {
+    if (use.add) y.set(before_bytes.data(), before_bytes.size());
+    t.gpu.linear(t.gpu.self,
+                 {.x = d_x.as<void>(),
+                  .weight = &layer.gpu,
+                  .norm = use.norm ? d_norm.as<float>() : nullptr,
+                  .norm_eps = kNormEps,
+                  .y = y.as<void>(),
+                  .num_tokens = m,
+                  .silu_mul = silu,
+                  .add = use.add,
+                  .float_output = use.float_output},
+                 {});
+  });
+  t.report.check(d_x.get() == x_bytes, name + ": its input changed");
+  // A normalised input may round the other way, here and there.
+  const double e = use.float_output && !use.norm ? 2e-5 : epsilon(t.act);
+  expect_near(t, name, decode(use.float_output ? DType::kF32 : t.act, got), want,
+              silu ? 6 * e : 2 * e, silu ? 6 * e : 2 * e);
+  return got;
+}
+
+void test_shape(const Tables& t, const Shape& s, bool silu, bool with_bias) {
+  const Layer layer(t, s, silu, with_bias);
+  for (const Use& use : {Use{false, false, false}, Use{false, false, true}, Use{true, false, false},
+                         Use{true, false, true}, Use{false, true, false}, Use{true, true, false}}) {
+    if (silu && (use.add || use.float_output)) continue;
+    std::vector<char> first_row;
+    for (const int m : {1, 2, 3, 5, 8, 9, 16, 17, 33, 64, 100, 300}) {
+      if (use.float_output && m > 64) continue;
+      const std::string name =
+          label(t, "linear") + " " + std::to_string(m) + "x" + std::to_string(s.n) + "x" +
+          std::to_string(s.k) + (silu ? " silu" : "") + (with_bias ? " bias" : "") +
+          (use.norm ? " norm" : "") + (use.add ? " add" : "") + (use.float_output ? " float" : "");
+      const std::vector<char> got = check_product(t, name, layer, m, silu, use);
+      // The first token is the same in all of them; up to eight, its result is too.
+      if (m > 8) continue;
+      if (m == 1) first_row = got;
+      t.report.check(std::equal(first_row.begin(), first_row.end(), got.begin()),
+                     name + ": depends on the batch");
+    }
+  }
+}
+
+void test_linear(const Tables& t) {
+  const Shape shapes[] = {{96, 64},     {1000, 264}, {768, 256},  {64, 40},
+                          {2048, 4096}, {37, 512},   {24, 12296}, {16, 20480}};
+  for (const Shape& s : shapes) {
+    for (const bool silu : {false, true}) {
+      if (silu && s.n % 16 != 0) continue;  // gated rows come in whole vectors
+      for (const bool with_bias : {false, true}) test_shape(t, s, silu, with_bias);
+    }
+  }
+}
+
+// More tokens than are normalised or gated at a time.
+void test_chunks(const Tables& t) {
+  const Shape s{768, 512};
+  for (const bool silu : {false, true}) {
+    const Layer layer(t, s, silu, true);
+    check_product(t, label(t, "linear") + " 2100x768x512 norm" + (silu ? " silu" : ""), layer, 2100,
+                  silu, {true, !silu, false});
+  }
+}
+
+// A weight above the size of an upload chunk; conversion as it is loaded.
+void test_large_weight(const Tables& t) {
+  const int n = 1536;
+  const int k = 2048;
+  const std::vector<float> w = random_values(t.act, size_t(n) * k, 31, 0.02F);
+  for (const DType stored : {DType::kF32, t.act}) {
+    const std::vector<char> bytes = encode(stored, w);
+    const ops::WeightPiece pieces[] = {{bytes.data(), stored, n}};
+    ops::LinearWeight on_cpu = t.cpu.make_linear(t.cpu.self, pieces, 1, k, nullptr, true);
+    ops::LinearWeight on_gpu = t.gpu.make_linear(t.gpu.self, pieces, 1, k, nullptr, true);
+    const int m = 20;
+    const std::vector<float> x = random_values(t.act, size_t(m) * k, 32);
+    std::vector<float> want(size_t(m) * n / 2);
+    t.cpu.linear(
+        t.cpu.self,
+        {.x = x.data(), .weight = &on_cpu, .y = want.data(), .num_tokens = m, .silu_mul = true},
+        {});
+    const std::vector<char> x_bytes = encode(t.act, x);
+    Memory d_x(t.gpu, x_bytes.data(), x_bytes.size());
+    Memory y(t.gpu, want.size() * 2);
+    const std::string name =
+        label(t, "linear") + " 20x1536x2048 silu stored " + ops::dtype_name(stored);
+    const auto got = run_twice(t, name, y, [&] {
+      t.gpu.linear(t.gpu.self,
+                   {.x = d_x.as<void>(),
+                    .weight = &on_gpu,
+                    .y = y.as<void>(),
+                    .num_tokens = m,
+                    .silu_mul = true},
+                   {});
+    });
+    const double e = epsilon(t.act);
+    expect_near(t, name, decode(t.act, got), want, 6 * e, 6 * e);
+    t.cpu.release_linear(t.cpu.self, &on_cpu);
+    t.gpu.release_linear(t.gpu.self, &on_gpu);
+  }
+}
+
+}  // namespace
+}  // namespace treadle::cuda::testing
+
+int main() {
+  namespace test = treadle::cuda::testing;
+  namespace ops = treadle::ops;
+  if (ops::cuda_device_count() == 0) {
+    std::printf("SKIP: no GPU\n");
+    return 77;
+  }
+  test::Report report;
+  const ops::Ops cpu = ops::cpu_ops(0);
+  for (const ops::DType act : {ops::DType::kF16, ops::DType::kBF16}) {
+    const ops::Ops gpu = ops::cuda_ops(0, act);
+    const test::Tables tables{cpu, gpu, act, report};
+    test::test_linear(tables);
+    test::test_chunks(tables);
+    test::test_large_weight(tables);
+    gpu.destroy(gpu.self);
+  }
+  cpu.destroy(cpu.self);
+  return report.finish("linear_cuda_test");
+}
