@@ -7,8 +7,13 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
 BIN := $(abspath $(VENV))/bin
 PRESET ?= release
+# Where no GPU would run it, nobody waits for CUDA code to compile. CUDA=ON compiles it anyway.
+CUDA ?= $(if $(shell nvidia-smi -L 2> /dev/null | grep '^GPU '),AUTO,OFF)
+# Compute capabilities for `make cuda`, for example "80 90a"; empty = see README.md.
+CUDA_ARCHS ?=
 # With build isolation every install would compile everything again.
-INSTALL := $(BIN)/pip install --quiet --no-build-isolation -C build-dir=build/python
+INSTALL = $(BIN)/pip install --quiet --no-build-isolation -C build-dir=build/python \
+	-C cmake.define.TREADLE_CUDA=$(CUDA)
 PACKAGE_FILES := pyproject.toml CMakeLists.txt README.md \
 	$(shell find cmake cpp cuda python third_party -type f ! -path '*/__pycache__/*' ! -name '.*')
 
@@ -17,12 +22,13 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export PATH := $(BIN):$(PATH)
 export VIRTUAL_ENV := $(abspath $(VENV))
 
-.PHONY: demo install test test-cpp test-python test-install lint format typecheck asan tsan tidy fuzz \
-	clean distclean help
+.PHONY: demo install test test-cpp test-python test-install cuda lint format typecheck asan tsan tidy \
+	fuzz clean distclean help
 
 help:
 	@echo "make demo     install into $(VENV) and run a chat with the bundled model"
 	@echo "make test     install what the tests need, then run all of them"
+	@echo "make cuda     C++ library with the CUDA backend, and its tests (needs nvcc; CUDA_ARCHS=90a)"
 	@echo "make lint     formatting, ruff, include directions"
 	@echo "make typecheck  mypy --strict"
 	@echo "make asan     C++ tests under the address and undefined behaviour sanitizers"
@@ -43,7 +49,14 @@ $(VENV)/.build-tools: pyproject.toml | $(BIN)/python
 		'nlohmann-json>=3.11'
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.build-tools $(PACKAGE_FILES)
+# What the CUDA backend is built with: nothing where there is no nvcc, cuBLASLt's header where the
+# toolkit lacks it.
+$(VENV)/.cuda-tools: tools/build_backend.py $(VENV)/.build-tools
+	$(BIN)/python tools/build_backend.py | xargs --no-run-if-empty $(BIN)/pip install --quiet
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.build-tools $(if $(filter OFF,$(CUDA)),,$(VENV)/.cuda-tools) \
+		$(PACKAGE_FILES)
 	$(INSTALL) .
 	@touch $@
 
@@ -74,6 +87,11 @@ test-cpp: $(VENV)/.build-tools $(VENV)/.googletest
 	cmake --preset $(PRESET)
 	cmake --build --preset $(PRESET)
 	ctest --preset $(PRESET) -j $(JOBS)
+
+cuda: $(VENV)/.build-tools $(VENV)/.cuda-tools $(VENV)/.googletest
+	cmake --preset cuda $(if $(CUDA_ARCHS),-D 'TREADLE_CUDA_ARCHS=$(subst $() ,;,$(strip $(CUDA_ARCHS)))')
+	cmake --build --preset cuda
+	ctest --preset cuda -j $(JOBS)
 
 test-python: $(VENV)/.installed $(VENV)/.test-tools
 	$(BIN)/python -m pytest --junitxml=build/reports/pytest.xml

@@ -60,7 +60,7 @@ bool supports_attention_prefill(const ops::AttentionParams& p) {
 }
 
 bool supports_attention_prefill_wgmma(const ops::AttentionParams& p) {
-  return supports_attention_prefill(p) && device_info().capability == 90;
+  return prefill::has_wgmma() && supports_attention_prefill(p) && device_info().capability == 90;
 }
 
 void attention_prefill_mma(const ops::AttentionParams& p, cudaStream_t stream) {

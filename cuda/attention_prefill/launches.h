@@ -12,6 +12,8 @@ namespace treadle::cuda::prefill {
 /// Workspace pointers are left null.
 Params make_params(const ops::AttentionParams& p, int first, int count);
 
+/// Whether this build holds the wgmma version (TREADLE_CUDA_ARCHS has 90a).
+bool has_wgmma();
 void launch_wgmma_f16(const ops::AttentionParams& p, const Params& params, cudaStream_t stream);
 void launch_wgmma_bf16(const ops::AttentionParams& p, const Params& params, cudaStream_t stream);
 void launch_mma_f16(const ops::AttentionParams& p, const Params& params, cudaStream_t stream);
