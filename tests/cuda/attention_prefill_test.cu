@@ -87,6 +87,10 @@ int run_all(bool wgmma) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (int count = 0; cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
+    std::printf("SKIP: no GPU\n");
+    return 77;
+  }
   int failed = 0;
   const std::string only = argc > 1 ? argv[1] : "";
   if (only != "wgmma") failed += run_all<__half>(false) + run_all<__nv_bfloat16>(false);
