@@ -1,4 +1,4 @@
-"""What the Python tests share: the demo model, loaded once for all of them."""
+"""What the Python tests share: the devices, and the demo model, loaded once on each."""
 
 from __future__ import annotations
 
@@ -6,8 +6,41 @@ from collections.abc import Iterator
 
 import pytest
 
+import devices
 import treadle
-from treadle import Engine, EngineConfig
+from devices import Device
+from treadle import Engine
+
+
+def device_of(item: pytest.Item) -> str | None:
+    """The device that a test is parametrised to."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("device") if callspec else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips the tests of a device that cannot be used here, with the engine's reason. With
+    --device, leaves the tests of that device alone, and they fail instead."""
+    wanted = config.getoption("--device")
+    if wanted is not None:
+        others = [item for item in items if device_of(item) != wanted]
+        items[:] = [item for item in items if device_of(item) == wanted]
+        config.hook.pytest_deselected(items=others)
+        return
+    for item in items:
+        device = device_of(item)
+        reason = device and devices.why_not(device)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", params=sorted(devices.DEVICES))
+def device(request: pytest.FixtureRequest) -> Device:
+    """Each device in turn."""
+    reason = devices.why_not(request.param)
+    if reason is not None:
+        pytest.fail(f"--device {request.param}: {reason}")
+    return devices.DEVICES[request.param]
 
 
 @pytest.fixture(scope="session")
@@ -16,10 +49,11 @@ def demo_path() -> str:
 
 
 @pytest.fixture(scope="session")
-def engine(demo_path: str) -> Iterator[Engine]:
+def engine(device: Device, demo_path: str) -> Iterator[Engine]:
     """The demo model. Tests that need other options or close it load their own."""
-    config = EngineConfig(max_batch_size=16, cache_max_entry_count=512, random_seed=7)
-    with Engine.from_pretrained(demo_path, config=config) as loaded:
+    with device.load(
+        demo_path, max_batch_size=16, cache_max_entry_count=512, random_seed=7
+    ) as loaded:
         yield loaded
 
 

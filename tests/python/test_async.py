@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from devices import Device
 from treadle import Engine
 from treadle.aio import LoopWatcher
 from treadle.errors import TooLongError
@@ -258,10 +259,10 @@ def test_a_second_reader_is_refused(generator: Generator, prompt_ids: list[int])
     asyncio.run(run())
 
 
-def test_ctrl_c_in_asyncio() -> None:
+def test_ctrl_c_in_asyncio(device: Device) -> None:
     code = (
-        "import asyncio, os, signal, treadle\n"
-        "engine = treadle.Engine.from_pretrained(treadle.demo_model_path())\n"
+        "import asyncio, os, signal, sys, treadle\n"
+        "engine = treadle.Engine.from_pretrained(treadle.demo_model_path(), device=sys.argv[1])\n"
         "async def run():\n"
         "    stream = engine.create_instance().async_stream_infer(0, [1, 5], ignore_eos=True,"
         " max_new_tokens=1900)\n"
@@ -273,6 +274,10 @@ def test_ctrl_c_in_asyncio() -> None:
         "while engine.stats().requests_cancelled == 0: pass\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", code, device.name],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert (result.stdout, result.returncode) == ("interrupted\n", 0), result.stderr

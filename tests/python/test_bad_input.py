@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import treadle
+from devices import Device
 from treadle import Engine, EngineConfig, GenerationConfig
 from treadle.errors import (
     InvalidArgumentError,
@@ -241,9 +242,9 @@ def test_damaged_models(tmp_path: Path, demo_path: str) -> None:
         Engine.from_pretrained(tmp_path, cache_max_entry_count=8)
 
 
-def test_a_pool_that_does_not_fit(demo_path: str) -> None:
+def test_a_pool_that_does_not_fit(device: Device, demo_path: str) -> None:
     with pytest.raises(TreadleError, match="KV pool does not fit"):
-        Engine.from_pretrained(demo_path, cache_max_entry_count=10**8)
+        device.load(demo_path, cache_max_entry_count=10**8)
 
 
 def test_errors_are_also_what_python_expects() -> None:

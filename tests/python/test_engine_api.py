@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import treadle
+from devices import Device
 from treadle import Engine, EngineConfig, GenerationConfig
 from treadle.errors import (
     DeadlineExceededError,
@@ -372,8 +373,8 @@ def test_stats_info_and_health(engine: Engine, prompt_ids: list[int]) -> None:
     assert engine.health().cause == ""
 
 
-def test_closing(demo_path: str, prompt_ids: list[int]) -> None:
-    engine = Engine.from_pretrained(demo_path, cache_max_entry_count=64)
+def test_closing(device: Device, demo_path: str, prompt_ids: list[int]) -> None:
+    engine = device.load(demo_path, cache_max_entry_count=64)
     stream = engine.create_instance().stream_infer(
         None, prompt_ids, ignore_eos=True, max_new_tokens=1900
     )
@@ -392,16 +393,18 @@ def test_closing(demo_path: str, prompt_ids: list[int]) -> None:
     assert engine.info.vocab_size == 4096  # what was loaded can still be read
 
 
-def test_closing_may_let_requests_finish(demo_path: str, prompt_ids: list[int]) -> None:
-    engine = Engine.from_pretrained(demo_path, cache_max_entry_count=64)
+def test_closing_may_let_requests_finish(
+    device: Device, demo_path: str, prompt_ids: list[int]
+) -> None:
+    engine = device.load(demo_path, cache_max_entry_count=64)
     stream = engine.create_instance().stream_infer(None, prompt_ids)
     engine.close(drain_seconds=60)
     assert last(stream)[0].finish_reason == "stop"
 
 
-def test_a_full_queue(demo_path: str) -> None:
+def test_a_full_queue(device: Device, demo_path: str) -> None:
     config = EngineConfig(max_batch_size=1, max_queue_size=2, cache_max_entry_count=64)
-    with Engine.from_pretrained(demo_path, config=config) as engine:
+    with device.load(demo_path, config=config) as engine:
         generator = engine.create_instance()
         ids = engine.tokenizer.encode("The sky")
         options: dict[str, Any] = {"ignore_eos": True, "max_new_tokens": 1900}
@@ -414,15 +417,15 @@ def test_a_full_queue(demo_path: str) -> None:
             stream.close()
 
 
-def test_config_and_overrides(demo_path: str) -> None:
+def test_config_and_overrides(device: Device, demo_path: str) -> None:
     config = EngineConfig(max_batch_size=2, cache_max_entry_count=64)
-    with Engine.from_pretrained(demo_path, config=config, session_len=256) as engine:
+    with device.load(demo_path, config=config, session_len=256) as engine:
         assert engine.config.max_batch_size == 2
         assert engine.info.session_len == 256
         assert config.session_len is None  # the caller's object is left alone
 
 
-def test_loading_tells_its_progress_and_can_be_stopped(demo_path: str) -> None:
+def test_loading_tells_its_progress_and_can_be_stopped(device: Device, demo_path: str) -> None:
     from treadle import _engine
 
     seen: list[tuple[int, int]] = []
@@ -430,7 +433,7 @@ def test_loading_tells_its_progress_and_can_be_stopped(demo_path: str) -> None:
     def tell(done: int, total: int) -> None:
         seen.append((done, total))
 
-    native = EngineConfig(cache_max_entry_count=8).to_native()
+    native = EngineConfig(device=device.name, cache_max_entry_count=8).to_native()
     _engine.Engine.load(demo_path, native, on_load_progress=tell).close()
     assert seen[-1][0] == seen[-1][1] > 16_000_000
     assert seen == sorted(seen)
@@ -484,10 +487,10 @@ def test_the_stub_names_what_the_extension_has() -> None:
     assert classes == {node.name for node in stub.body if isinstance(node, ast.ClassDef)}
 
 
-def test_without_a_tokenizer_ids_still_work(tmp_path: Any, demo_path: str) -> None:
+def test_without_a_tokenizer_ids_still_work(device: Device, tmp_path: Any, demo_path: str) -> None:
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(Path(demo_path) / name)
-    with Engine.from_pretrained(tmp_path, cache_max_entry_count=64) as engine:
+    with device.load(tmp_path, cache_max_entry_count=64) as engine:
         (output,) = last(engine.create_instance().stream_infer(0, [1, 5, 6], max_new_tokens=3))
         assert len(output.token_ids) <= 3
         with pytest.raises(treadle.TreadleError, match=r"tokenizer\.json"):
@@ -520,22 +523,22 @@ def test_importing_is_lazy() -> None:
     assert result.stdout.splitlines() == ["[]", "[]", "True True"], result.stderr
 
 
-def test_exit_without_closing_is_clean() -> None:
+def test_exit_without_closing_is_clean(device: Device) -> None:
     code = (
-        "import treadle\n"
-        "engine = treadle.Engine.from_pretrained(treadle.demo_model_path())\n"
+        "import sys, treadle\n"
+        "engine = treadle.Engine.from_pretrained(treadle.demo_model_path(), device=sys.argv[1])\n"
         "stream = engine.create_instance().stream_infer(0, [1, 5], ignore_eos=True,"
         " max_new_tokens=1900)\n"
         "print(len(next(stream)))\n"
     )
-    result = run_python(code)
+    result = run_python(code, device.name)
     assert (result.returncode, result.stdout, result.stderr) == (0, "1\n", "")
 
 
-def test_a_forked_child_is_told() -> None:
+def test_a_forked_child_is_told(device: Device) -> None:
     code = (
-        "import os, treadle\n"
-        "engine = treadle.Engine.from_pretrained(treadle.demo_model_path())\n"
+        "import os, sys, treadle\n"
+        "engine = treadle.Engine.from_pretrained(treadle.demo_model_path(), device=sys.argv[1])\n"
         "pid = os.fork()\n"
         "if pid == 0:\n"
         "    try: engine.create_instance().stream_infer(0, [1, 5])\n"
@@ -543,15 +546,16 @@ def test_a_forked_child_is_told() -> None:
         "    raise SystemExit\n"
         "print(os.waitpid(pid, 0)[1])\n"
     )
-    result = run_python(code)
+    result = run_python(code, device.name)
     assert result.stdout.split() == ["True", "0"], result.stderr
 
 
-def test_ctrl_c_reaches_a_waiting_thread() -> None:
+def test_ctrl_c_reaches_a_waiting_thread(device: Device) -> None:
     """The signal comes while the main thread waits inside the extension."""
     code = (
-        "import os, signal, threading, treadle\n"
-        "engine = treadle.Engine.from_pretrained(treadle.demo_model_path(), max_batch_size=1)\n"
+        "import os, signal, sys, threading, treadle\n"
+        "engine = treadle.Engine.from_pretrained(treadle.demo_model_path(), device=sys.argv[1],"
+        " max_batch_size=1)\n"
         "generator = engine.create_instance()\n"
         "options = dict(ignore_eos=True, max_new_tokens=1900)\n"
         "running = generator.stream_infer(1, [1, 5], **options)\n"
@@ -566,7 +570,7 @@ def test_ctrl_c_reaches_a_waiting_thread() -> None:
         "out = list(generator.stream_infer(2, [1, 5], max_new_tokens=2))[-1]\n"
         "print(out[0].finish_reason)\n"
     )
-    result = run_python(code)
+    result = run_python(code, device.name)
     assert result.stdout.splitlines() == ["interrupted", "length"], result.stderr
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import treadle
+from devices import Device
 from treadle import Engine, GenerationConfig, Pipeline
 from treadle.conversation import Conversation
 from treadle.errors import ChatTemplateError, InvalidArgumentError, TooLongError
@@ -127,23 +128,23 @@ def test_leaving_the_stream_cancels(pipe: Pipeline, engine: Engine) -> None:
         pass
 
 
-def test_more_prompts_than_the_queue_holds(demo_path: str) -> None:
+def test_more_prompts_than_the_queue_holds(device: Device, demo_path: str) -> None:
     options: dict[str, Any] = {
         "max_batch_size": 2,
         "max_queue_size": 1,
         "cache_max_entry_count": 64,
     }
-    with treadle.pipeline(demo_path, **options) as pipe:
+    with treadle.pipeline(demo_path, device=device.name, **options) as pipe:
         assert [r.text for r in pipe([SUM] * 20)] == [SUM_ANSWER] * 20
 
 
-def test_a_queue_that_others_fill(demo_path: str) -> None:
+def test_a_queue_that_others_fill(device: Device, demo_path: str) -> None:
     options: dict[str, Any] = {
         "max_batch_size": 1,
         "max_queue_size": 1,
         "cache_max_entry_count": 64,
     }
-    with treadle.pipeline(demo_path, **options) as pipe:
+    with treadle.pipeline(demo_path, device=device.name, **options) as pipe:
         generator = pipe.engine.create_instance()
         long: dict[str, Any] = {"ignore_eos": True, "max_new_tokens": 300}
         running = generator.stream_infer(None, [1, 5], **long)

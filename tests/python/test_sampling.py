@@ -26,20 +26,20 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+import devices
 import reference
+from devices import Device
 from reference import HfModel
 from treadle import Engine, GenerationConfig
 from treadle.outputs import PositionLogprobs, SequenceOutput
 
-#: Of log-probabilities after penalties, which may double a difference.
-TOLERANCE = 2e-4
 END_OF_TURN = 4
 
 
 @pytest.fixture(scope="module")
-def exact(demo_path: str) -> Iterator[Engine]:
-    with Engine.from_pretrained(
-        demo_path, dtype="float32", num_threads=2, cache_max_entry_count=300
+def exact(device: Device, demo_path: str) -> Iterator[Engine]:
+    with device.load(
+        demo_path, dtype=device.dtype, num_threads=2, cache_max_entry_count=300
     ) as engine:
         yield engine
 
@@ -87,17 +87,18 @@ def check_greedy(
         )
         for token, count in Counter(ids[:i]).items():
             scores[0, token] -= presence + frequency * count
-        check_position(torch.log_softmax(scores[0], -1), entry)
+        check_position(devices.of(exact), torch.log_softmax(scores[0], -1), entry)
         assert entry.chosen.token_id == ids[i]
     return output
 
 
-def check_position(row: torch.Tensor, entry: PositionLogprobs) -> None:
+def check_position(device: Device, row: torch.Tensor, entry: PositionLogprobs) -> None:
+    tolerance = 2 * device.tolerance  # penalties may double a difference
     best = row.topk(len(entry.top)).values.tolist()
     chosen = float(row[entry.chosen.token_id])
-    assert entry.chosen.logprob == pytest.approx(chosen, abs=TOLERANCE)
-    assert chosen == pytest.approx(best[0], abs=TOLERANCE)
-    assert [top.logprob for top in entry.top] == pytest.approx(best, abs=TOLERANCE)
+    assert entry.chosen.logprob == pytest.approx(chosen, abs=tolerance)
+    assert chosen == pytest.approx(best[0], abs=tolerance)
+    assert [top.logprob for top in entry.top] == pytest.approx(best, abs=tolerance)
 
 
 @pytest.mark.parametrize("penalty", [1.3, 0.8])
@@ -199,7 +200,7 @@ def test_everything_at_once(exact: Engine, model: HfModel, prompt: list[int]) ->
 
 
 def test_temperature_and_truncation_leave_logprobs_alone(
-    exact: Engine, model: HfModel, open_prompt: list[int]
+    device: Device, exact: Engine, model: HfModel, open_prompt: list[int]
 ) -> None:
     """They are of the model's distribution, also for what was drawn from another one."""
     output = reference.run(
@@ -218,9 +219,9 @@ def test_temperature_and_truncation_leave_logprobs_alone(
     assert output.logprobs is not None
     for row, entry, token in zip(rows, output.logprobs, ids, strict=False):
         assert entry.chosen.token_id == token
-        assert entry.chosen.logprob == pytest.approx(float(row[token]), abs=TOLERANCE)
+        assert entry.chosen.logprob == pytest.approx(float(row[token]), abs=2 * device.tolerance)
         best = row.topk(4).values.tolist()
-        assert [top.logprob for top in entry.top] == pytest.approx(best, abs=TOLERANCE)
+        assert [top.logprob for top in entry.top] == pytest.approx(best, abs=2 * device.tolerance)
 
 
 # Draws.
