@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "common/graph_cache.h"
 #include "common/handles.h"
 #include "common/staging.h"
 #include "linear/matmul.h"
@@ -46,6 +47,7 @@ struct Backend {
   Scratch gate_up;         // [tokens][2 * intermediate] between a product and its gated activation
   Scratch decode_scratch;  // attention_decode's workspace
   Scratch prefill_scratch;
+  GraphCache graphs;
 };
 
 ops::LinearWeight make_linear(Backend&, const ops::WeightPiece* pieces, int32_t count,

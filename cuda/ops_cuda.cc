@@ -194,8 +194,13 @@ Ops cuda_ops(int32_t device, DType act_dtype) {
   };
   ops.synchronize = [](void* self, Stream stream) {
     gpu::Backend& b = gpu::backend(self);
-    b.downloads.finish(b.stream_of(stream));
+    b.downloads.wait(b.downloads.mark(b.stream_of(stream)));
   };
+  ops.mark = [](void* self, Stream stream) {
+    gpu::Backend& b = gpu::backend(self);
+    return b.downloads.mark(b.stream_of(stream));
+  };
+  ops.wait = [](void* self, uint64_t mark) { gpu::backend(self).downloads.wait(mark); };
   ops.make_linear = [](void* self, const WeightPiece* pieces, int32_t count, int64_t in_features,
                        const float* bias, bool silu_mul) {
     return gpu::make_linear(gpu::backend(self), pieces, count, in_features, bias, silu_mul);
@@ -213,6 +218,10 @@ Ops cuda_ops(int32_t device, DType act_dtype) {
   ops.gather = gpu::call<GatherParams, gpu::gather>;
   ops.copy_block = gpu::call_plain<CopyBlockParams, gpu::copy_block>;
   ops.sample = gpu::call_with_backend<SampleParams, gpu::sample_rows>;
+  ops.replay = [](void* self, uint64_t key, void (*body)(void*), void* context, Stream stream) {
+    gpu::Backend& b = gpu::backend(self);
+    b.graphs.run(key, body, context, b.stream_of(stream));
+  };
   ops.destroy = [](void* self) { delete static_cast<gpu::Backend*>(self); };
   ops.self = made.release();
   return ops;

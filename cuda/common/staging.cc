@@ -35,26 +35,40 @@ void StagingRing::upload(void* dst, const void* host, size_t bytes, cudaStream_t
 
 void ReturnBuffer::download(void* host, const void* src, size_t bytes, cudaStream_t stream) {
   if (bytes == 0) return;
+  Batch& open = batch(open_);
   const size_t size = (bytes + 63) / 64 * 64;
-  if (used_ + size > kBytes) {
+  if (open.used + size > kBytes) {
     check(cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, stream), "download");
     return;
   }
-  if (memory_.get() == nullptr) memory_ = make_pinned_memory(kBytes);
-  check(cudaMemcpyAsync(static_cast<char*>(memory_.get()) + used_, src, bytes,
+  if (open.memory.get() == nullptr) open.memory = make_pinned_memory(kBytes);
+  check(cudaMemcpyAsync(static_cast<char*>(open.memory.get()) + open.used, src, bytes,
                         cudaMemcpyDeviceToHost, stream),
         "download");
-  pending_.push_back({host, used_, bytes});
-  used_ += size;
+  open.copies.push_back({host, open.used, bytes});
+  open.used += size;
 }
 
-void ReturnBuffer::finish(cudaStream_t stream) {
-  check(cudaStreamSynchronize(stream), "wait for the device");
-  for (const Pending& p : pending_) {
-    std::memcpy(p.host, static_cast<const char*>(memory_.get()) + p.offset, p.bytes);
+uint64_t ReturnBuffer::mark(cudaStream_t stream) {
+  Batch& open = batch(open_);
+  if (open.done.get() == nullptr) open.done = make_event();
+  check(cudaEventRecord(open.done.get(), stream), "mark the stream");
+  const uint64_t closed = open_++;
+  if (open_ - arrived_ > batches_.size()) wait(open_ - batches_.size());
+  return closed;
+}
+
+void ReturnBuffer::wait(uint64_t mark) {
+  while (arrived_ < mark) {
+    Batch& next = batch(arrived_ + 1);
+    check(cudaEventSynchronize(next.done.get()), "wait for the device");
+    for (const Copy& copy : next.copies) {
+      std::memcpy(copy.host, static_cast<const char*>(next.memory.get()) + copy.offset, copy.bytes);
+    }
+    next.copies.clear();
+    next.used = 0;
+    ++arrived_;
   }
-  pending_.clear();
-  used_ = 0;
 }
 
 void BulkUploader::upload(void* dst, size_t elements, size_t element_bytes, cudaStream_t stream,

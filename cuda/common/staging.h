@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <vector>
 
@@ -30,23 +31,35 @@ class StagingRing {
   size_t next_ = 0;
 };
 
-/// Copies to the host that become visible in finish(), once the stream has been waited for.
+/// Copies to the host by way of pinned memory, in batches that are waited for one by one.
 class ReturnBuffer {
  public:
+  /// Adds a copy to the open batch.
   void download(void* host, const void* src, size_t bytes, cudaStream_t stream);
-  /// Waits for the stream and hands the copies over.
-  void finish(cudaStream_t stream);
+  /// Closes the open batch after all that is in the stream now. Batches count from 1.
+  uint64_t mark(cudaStream_t stream);
+  /// Waits for the batches up to `mark` and hands their copies over.
+  void wait(uint64_t mark);
 
  private:
-  struct Pending {
+  struct Copy {
     void* host;
     size_t offset;
     size_t bytes;
   };
-  static constexpr size_t kBytes = size_t{1} << 20;
-  PinnedMemory memory_;
-  size_t used_ = 0;
-  std::vector<Pending> pending_;
+  struct Batch {
+    PinnedMemory memory;
+    size_t used = 0;
+    std::vector<Copy> copies;
+    EventHandle done;
+  };
+  static constexpr size_t kBytes = size_t{1} << 20;  // of one batch; what is larger blocks
+
+  Batch& batch(uint64_t number) { return batches_[number % batches_.size()]; }
+
+  std::array<Batch, 4> batches_;
+  uint64_t open_ = 1;
+  uint64_t arrived_ = 0;
 };
 
 /// Weights: several threads fill pinned buffers, converting on the way, while the copies of others

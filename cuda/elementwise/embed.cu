@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     take_rows(const int32_t* rows, const S* table, T* out, int width) {
   grid_dependency_wait();
   grid_dependency_launch();
-  const S* from = table + size_t(rows[blockIdx.x]) * width;
+  const S* from = table + size_t(max(rows[blockIdx.x], 0)) * width;
   T* to = out + size_t(blockIdx.x) * width;
   for (int i = threadIdx.x * 8; i < width; i += blockDim.x * 8) {
     float x[8];

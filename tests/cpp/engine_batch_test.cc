@@ -52,7 +52,7 @@ Results alone(const std::string& model, const std::vector<Request>& requests) {
   config.max_batch_size = 3;
   config.enable_prefix_caching = false;
   config.max_prefill_token_num = 512;
-  const auto engine = Engine::load(model, config);
+  const auto engine = testing::load(model, config);
   Results results;
   for (const Request& request : requests) {
     Stream stream = engine->submit(request);
@@ -103,7 +103,7 @@ TEST(EngineBatch, AnyMixGivesWhatEachGivesAloneOnTheDemoModel) {
   EngineConfig config = tiny_config();
   config.max_prefill_token_num = 40;
   config.num_threads = 2;
-  const auto engine = Engine::load(demo_model(), config);
+  const auto engine = testing::load(demo_model(), config);
   expect_same(together(*engine, requests), alone(demo_model(), requests));
 }
 

@@ -37,7 +37,7 @@ std::unique_ptr<Engine> fresh_engine(const std::string& path = testing::tiny_mod
   EngineConfig config = tiny_config();
   config.max_batch_size = 1;
   config.enable_prefix_caching = false;
-  return Engine::load(path, config);
+  return testing::load(path, config);
 }
 
 void expect_same(const Result& a, const Result& b) {
@@ -77,7 +77,7 @@ TEST(EngineSession, TurnsEqualResendingTheWholeHistory) {
 }
 
 TEST(EngineSession, TurnsOfTheDemoModelEqualResendingTheWholeHistory) {
-  const auto engine = Engine::load(demo_model(), tiny_config());
+  const auto engine = testing::load(demo_model(), tiny_config());
   expect_turns_equal_resending(*engine, *fresh_engine(demo_model()), 3, 20);
 }
 

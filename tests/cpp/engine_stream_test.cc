@@ -54,7 +54,7 @@ TEST(EngineStream, GivesEveryTokenAndTheUsage) {
 }
 
 TEST(EngineStream, TheDemoModelAnswers) {
-  const auto engine = Engine::load(demo_model(), {.max_batch_size = 2, .num_threads = 1});
+  const auto engine = testing::load(demo_model(), {.max_batch_size = 2, .num_threads = 1});
   Request request = greedy(some_ids(20, 3), 12);
   const Result once = run(*engine, request);
   EXPECT_EQ(once.tokens.size(), 12U);
@@ -268,7 +268,7 @@ TEST(EngineStream, LogprobsEqualTeacherForcedOnes) {
 }
 
 TEST(EngineStream, LogprobsOfTheDemoModelEqualTeacherForcedOnes) {
-  const auto engine = Engine::load(
+  const auto engine = testing::load(
       demo_model(), {.max_batch_size = 2, .max_prefill_token_num = 24, .num_threads = 2});
   expect_teacher_forced(*engine, some_ids(70, 10), 16);
 }
@@ -277,9 +277,9 @@ TEST(EngineStream, LogprobsOfTheDemoModelEqualTeacherForcedOnes) {
 TEST(EngineStream, LogitsMayTakeSeveralPasses) {
   EngineConfig config = tiny_config();
   config.max_prefill_token_num = 400;
-  const auto several = Engine::load(testing::wide_model(), config);
+  const auto several = testing::load(testing::wide_model(), config);
   config.max_prefill_token_num = 16;
-  const auto one = Engine::load(testing::wide_model(), config);
+  const auto one = testing::load(testing::wide_model(), config);
   Request request = greedy(some_ids(300, 2), 5);
   request.sampling.prompt_logprobs = 2;
   request.sampling.logprobs = 2;

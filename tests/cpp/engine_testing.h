@@ -16,7 +16,9 @@
 
 #include <treadle/engine.h>
 
+#include "engine/factory.h"
 #include "loader_testing.h"
+#include "overlap_ops.h"
 
 namespace treadle {
 
@@ -122,8 +124,22 @@ inline EngineConfig endless_config() {
   return config;
 }
 
-inline std::unique_ptr<Engine> tiny_engine(EngineConfig config = tiny_config()) {
-  return Engine::load(tiny_model(), std::move(config));
+/// The backend of the engines under test. Programs built with TREADLE_TEST_OVERLAP put them all on
+/// one that lets a step be queued behind another; nothing that a user sees may differ.
+inline ops::Ops backend(int32_t num_threads) {
+#ifdef TREADLE_TEST_OVERLAP
+  return overlap_ops(num_threads);
+#else
+  return ops::cpu_ops(num_threads);
+#endif
+}
+
+inline std::unique_ptr<Engine> load(const std::string& path, const EngineConfig& config) {
+  return EngineFactory::load(path, config, backend(config.num_threads));
+}
+
+inline std::unique_ptr<Engine> tiny_engine(const EngineConfig& config = tiny_config()) {
+  return load(tiny_model(), config);
 }
 
 /// Token ids that are neither special nor beyond any test model's vocabulary.

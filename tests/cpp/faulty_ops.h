@@ -7,6 +7,7 @@
 #include <new>
 
 #include "engine/factory.h"
+#include "engine_testing.h"
 #include "ops/ops.h"
 #include "treadle/error.h"
 
@@ -46,7 +47,7 @@ struct Faults {
 };
 
 inline Faults faults;        // NOLINT
-inline ops::Ops real_table;  // NOLINT: the CPU's own
+inline ops::Ops real_table;  // NOLINT: what works
 
 template <auto Member, typename Params>
 void count_and_call(void* self, const Params& params, ops::Stream stream) {
@@ -57,7 +58,7 @@ void count_and_call(void* self, const Params& params, ops::Stream stream) {
 /// `self` is the CPU backend's own, so everything that is not replaced works as it is.
 inline ops::Ops faulty_ops(int32_t num_threads = 1) {
   using ops::Ops;
-  real_table = ops::cpu_ops(num_threads);
+  real_table = backend(num_threads);
   Ops table = real_table;
   ++faults.alive;
   table.destroy = [](void* self) {
@@ -80,6 +81,12 @@ inline ops::Ops faulty_ops(int32_t num_threads = 1) {
     faults.count();
     real_table.synchronize(self, stream);
   };
+  if (table.wait != nullptr) {
+    table.wait = [](void* self, uint64_t mark) {
+      faults.count();
+      real_table.wait(self, mark);
+    };
+  }
   table.embed = count_and_call<&Ops::embed, ops::EmbedParams>;
   table.linear = count_and_call<&Ops::linear, ops::LinearParams>;
   table.rope = count_and_call<&Ops::rope, ops::RopeParams>;

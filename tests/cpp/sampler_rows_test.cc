@@ -22,7 +22,7 @@ std::set<int32_t> barred_after(const RowBuilder& builder, const Tokens& prompt,
   Tokens history = prompt;
   history.insert(history.end(), output.begin(), output.end());
   Tokens scratch;
-  return barred(builder.build(history, static_cast<int32_t>(prompt.size()), 0, scratch));
+  return barred(builder.build(history, static_cast<int32_t>(prompt.size()), 0, 0, scratch));
 }
 
 TEST(RowBuilder, CopiesParametersAndState) {
@@ -40,7 +40,7 @@ TEST(RowBuilder, CopiesParametersAndState) {
   const RowBuilder builder(params, Tokens{2}, 99);
   const Tokens history = {5, 6, 7, 8, 9};
   Tokens scratch;
-  const ops::SampleRow row = builder.build(history, 3, 5, scratch);
+  const ops::SampleRow row = builder.build(history, 3, 0, 5, scratch);
   EXPECT_EQ(row.temperature, 0.7F);
   EXPECT_EQ(row.top_k, 40);
   EXPECT_EQ(row.top_p, 0.9F);
@@ -67,7 +67,7 @@ TEST(RowBuilder, FallbackSeedAndNoHistoryWithoutPenalties) {
   const RowBuilder builder(SamplingParams{}, Tokens{2}, 99);
   const Tokens history = {5, 6, 7};
   Tokens scratch;
-  const ops::SampleRow row = builder.build(history, 3, 0, scratch);
+  const ops::SampleRow row = builder.build(history, 3, 0, 0, scratch);
   EXPECT_EQ(builder.seed(), 99U);
   EXPECT_EQ(row.seed, 99U);
   EXPECT_EQ(row.position, 0U);
@@ -151,7 +151,7 @@ TEST(RowBuilder, EqualsANaiveSearchAndAllocatesOnce) {
           if (completes(w, prompt)) expected.insert(w.back());
         }
       }
-      const ops::SampleRow row = builder.build(history, static_cast<int32_t>(prompt), 0, scratch);
+      const ops::SampleRow row = builder.build(history, static_cast<int32_t>(prompt), 0, 0, scratch);
       ASSERT_EQ(barred(row), expected) << "round " << round << " step " << step;
       if (step == 0) capacity = scratch.capacity();
       ASSERT_EQ(scratch.capacity(), capacity) << "allocated after the first step";

@@ -29,7 +29,8 @@ void StepInput::build(const Decision& decision) {
     max_context_len = std::max(max_context_len, context_len[s]);
     block_table_stride = std::max(block_table_stride, kv::blocks_for(context_len[s]));
     for (int32_t position = begin; position < begin + query_len; ++position, ++t) {
-      tokens[t] = sequence->ids[position];
+      const bool known = position < static_cast<int32_t>(sequence->ids.size());
+      tokens[t] = known ? sequence->ids[position] : 0;
       positions[t] = position;
       rope_len[t] = std::max(sequence->prompt_len, position + 1);
       token_sequence[t] = static_cast<int32_t>(s);

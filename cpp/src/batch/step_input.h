@@ -11,7 +11,7 @@
 namespace treadle {
 
 struct StepInput {
-  std::vector<int32_t> tokens;     // [T] ids
+  std::vector<int32_t> tokens;     // [T] ids, 0 where the host does not know them yet
   std::vector<int32_t> positions;  // [T]
   std::vector<int32_t> rope_len;   // [T] length the rotary base is for: max(prompt, position + 1)
   std::vector<int32_t> token_sequence;  // [T]

@@ -1,5 +1,4 @@
-// Makes an engine on a given backend: the one place where a device is chosen, and where tests put a
-// backend that fails on purpose.
+// Makes an engine on a given backend: where tests put one that fails on purpose.
 #pragma once
 
 #include <memory>
@@ -10,13 +9,11 @@
 
 namespace treadle {
 
-/// The backend that config.device and config.num_threads ask for. Throws Error.
-ops::Ops select_backend(const EngineConfig& config);
-
 struct EngineFactory {
-  /// Engine::load on `backend`, which the engine then owns. Throws Error.
+  /// Engine::load on `backend`, which the engine then owns, as it does when this throws Error.
+  /// `device_note` is for ModelInfo.
   static std::unique_ptr<Engine> load(const std::string& path, const EngineConfig& config,
-                                      ops::Ops backend);
+                                      ops::Ops backend, const std::string& device_note = {});
 };
 
 }  // namespace treadle

@@ -15,7 +15,7 @@ Loop::Loop(const LoopParts& parts)
       kv_(parts.pool.num_blocks),
       scheduler_(kv_, parts.limits),
       roster_(parts.spec, parts.roster, kv_, scheduler_, parts.sessions, parts.inbox, counters_),
-      sampler_(parts.ops, parts.spec.vocab_size) {
+      runner_(parts.ops, parts.pool, parts.decoder, parts.spec.vocab_size) {
   publish({}, {});
 }
 
@@ -71,6 +71,7 @@ bool Loop::drain() {
 void Loop::retire() {
   if (poked_) roster_.end_cancelled();
   roster_.end_overdue(step_begin_);
+  if (running_ != nullptr) running_->drop(roster_.ended());
   if (roster_.has_deliveries()) settle();
 }
 
@@ -81,72 +82,70 @@ void Loop::settle() {
 }
 
 void Loop::step() {
-  scheduler_.schedule(decision_);
-  if (decision_.num_tokens == 0) throw Error(ErrorCode::kInternal, "no sequence is runnable");
-  for (Sequence* sequence : decision_.admitted) {
-    roster_.admitted(static_cast<Generation&>(*sequence));
+  Step* step = std::exchange(running_, nullptr);
+  if (step == nullptr) start(*(step = &steps_[0]));
+  Step& next = step == &steps_[0] ? steps_[1] : steps_[0];
+  const bool queued = start_behind(*step, next);
+  runner_.finish(*step);
+
+  emit(*step);
+  if (queued) {
+    next.drop(roster_.ended());
+    advance(next);
+    running_ = &next;
   }
-  input_.build(decision_);
-  StepSampler::collect(decision_, rows_);
-  for (const StepRow& row : rows_) input_.logit_rows.push_back(row.token_index);
-
-  const Clock::time_point model_begin = Clock::now();
-  run_model();
-  const Clock::time_point model_end = Clock::now();
-
-  emit();
-  publish(Clock::now() - step_begin_, model_end - model_begin);
+  publish(Clock::now() - step_begin_, runner_.take_model_time());
   roster_.deliver();
 }
 
-void Loop::run_model() {
-  for (const auto& [src, dst] : decision_.copies) {
-    parts_.ops.copy_block(parts_.ops.self, {.kv = parts_.pool, .src = src, .dst = dst}, {});
+void Loop::start(Step& step) {
+  scheduler_.schedule(step.decision);
+  if (step.decision.num_tokens == 0) throw Error(ErrorCode::kInternal, "no sequence is runnable");
+  for (Sequence* sequence : step.decision.admitted) {
+    roster_.admitted(static_cast<Generation&>(*sequence));
   }
-  sampler_.prepare(rows_);
-  parts_.decoder.forward({.tokens = input_.tokens,
-                          .positions = input_.positions,
-                          .rope_len = input_.rope_len,
-                          .token_sequence = input_.token_sequence,
-                          .query_begin = input_.query_begin,
-                          .context_len = input_.context_len,
-                          .block_tables = input_.block_tables,
-                          .logit_rows = input_.logit_rows,
-                          .block_table_stride = input_.block_table_stride,
-                          .num_decode = input_.num_decode,
-                          .max_query_len = input_.max_query_len,
-                          .max_context_len = input_.max_context_len});
-  sampler_.launch(parts_.decoder);
-  sampler_.finish(rows_, results_);
+  runner_.launch(step);
+  advance(step);
 }
 
-void Loop::emit() {
-  for (const auto& [sequence, query_len] : decision_.scheduled) {
+// Nothing may depend on the tokens that are still to come, but for whether a sequence goes on.
+bool Loop::start_behind(const Step& running, Step& next) {
+  if (!runner_.overlaps() || !running.decodes()) return false;
+  for (const auto& [generation, source, prompt_token, token_index] : running.rows) {
+    if (generation == nullptr || generation->request.rows.reads_tokens()) return false;
+    if (!roster_.outlives_next_token(*generation)) return false;
+  }
+  if (!scheduler_.schedule_behind(running.decision, next.decision)) return false;
+  runner_.launch_behind(running, next);
+  return true;
+}
+
+// The KV of a queued step counts as written: whoever reads it is queued later.
+void Loop::advance(const Step& step) {
+  for (const auto& [sequence, query_len] : step.decision.scheduled) {
+    if (sequence == nullptr) continue;
     auto& generation = static_cast<Generation&>(*sequence);
     kv_.commit(generation.kv, generation.ids, generation.kv.num_tokens + query_len);
     generation.fed = std::max(generation.fed, generation.kv.num_tokens);
     LiveRequest& request = generation.request;
     if (!request.forked && generation.remaining() == 0) roster_.fork(request);
   }
-  const Clock::time_point now = Clock::now();
-  for (size_t i = 0; i < rows_.size(); ++i) {
-    Generation& generation = *rows_[i].generation;
-    if (rows_[i].prompt_token >= 0) {
-      if (results_[i].logprobs) {
-        generation.request.prompt_logprobs.push_back(*std::move(results_[i].logprobs));
-      }
-    } else {
-      roster_.emit(generation, results_[i].token, std::move(results_[i].logprobs), now);
-    }
-  }
 }
 
-void Loop::fail(ErrorCode code, const char* what) {
-  const std::string cause = std::string(error_code_name(code)) + ": " + what;
-  parts_.inbox.close(ErrorCode::kDevice,
-                     "the engine has failed and must be loaded again: " + cause);
-  std::lock_guard lock(published_mutex_);
-  health_ = {.ok = false, .cause = cause};
+void Loop::emit(Step& step) {
+  const Clock::time_point now = Clock::now();
+  for (size_t i = 0; i < step.rows.size(); ++i) {
+    if (step.rows[i].generation == nullptr) continue;  // it has ended meanwhile
+    Generation& generation = *step.rows[i].generation;
+    StepResult& result = step.results[i];
+    if (step.rows[i].prompt_token >= 0) {
+      if (result.logprobs) {
+        generation.request.prompt_logprobs.push_back(*std::move(result.logprobs));
+      }
+    } else {
+      roster_.emit(generation, result.token, std::move(result.logprobs), now);
+    }
+  }
 }
 
 }  // namespace treadle

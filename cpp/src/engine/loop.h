@@ -2,18 +2,22 @@
 //
 //   drain -> retire -> schedule -> run -> sample -> emit, again and again; asleep when idle.
 //
+// On a backend that works by itself, one step is queued ahead while sequences only decode: its
+// tokens go from the one before it to the next on the device, and the host's work runs meanwhile. A
+// sequence that turns out to have ended had a token computed in vain.
+//
 // Nothing thrown in a step leaves it: an error there is the device's or a bug, so every live
 // request fails with the cause, health() tells it, and no more requests are taken.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <vector>
 
-#include "batch/step_input.h"
 #include "engine/roster.h"
-#include "engine/step_sampler.h"
+#include "engine/step.h"
 #include "kv/kv_cache.h"
 #include "model/decoder.h"
 #include "request/inbox.h"
@@ -53,8 +57,10 @@ class Loop {
   void settle();
   void end_all();
   void step();
-  void run_model();
-  void emit();
+  void start(Step& step);
+  bool start_behind(const Step& running, Step& next);
+  void advance(const Step& step);
+  void emit(Step& step);
   void publish(Clock::duration step_time, Clock::duration model_time);
   void fail(ErrorCode code, const char* what);
 
@@ -63,13 +69,11 @@ class Loop {
   Scheduler scheduler_;
   Stats counters_;  // the loop's own; readers get the published copy
   Roster roster_;
-  StepSampler sampler_;
+  StepRunner runner_;
 
-  // One step's, kept for their memory.
-  Decision decision_;
-  StepInput input_;
-  std::vector<StepRow> rows_;
-  std::vector<StepResult> results_;
+  // Two, so that one can be queued behind the other.
+  std::array<Step, 2> steps_;
+  Step* running_ = nullptr;  // launched in an earlier turn and not finished yet
   Clock::time_point step_begin_{};
   bool poked_ = false;  // something was cancelled
 

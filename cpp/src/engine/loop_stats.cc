@@ -1,6 +1,7 @@
 // What other threads see of the loop: its counters and its health.
 
 #include <chrono>
+#include <string>
 
 #include "engine/loop.h"
 
@@ -36,6 +37,14 @@ Stats Loop::stats() const {
 Health Loop::health() const {
   std::lock_guard lock(published_mutex_);
   return health_;
+}
+
+void Loop::fail(ErrorCode code, const char* what) {
+  const std::string cause = std::string(error_code_name(code)) + ": " + what;
+  parts_.inbox.close(ErrorCode::kDevice,
+                     "the engine has failed and must be loaded again: " + cause);
+  std::lock_guard lock(published_mutex_);
+  health_ = {.ok = false, .cause = cause};
 }
 
 void Loop::set_drain_deadline(Clock::time_point deadline) {

@@ -229,10 +229,16 @@ void Roster::emit(Generation& generation, int32_t token, std::optional<PositionL
   }
 }
 
+bool Roster::outlives_next_token(const Generation& generation) const {
+  return generation.stop.remaining() > 1 &&
+         static_cast<int32_t>(generation.ids.size()) + 1 < options_.session_len;
+}
+
 void Roster::end(Generation& generation, const Cause& cause, int32_t shown) {
   LiveRequest& request = generation.request;
   Submission& submission = request.submission;
   generation.ended = true;
+  ended_.push_back(&generation);
   request.outcome = std::max(request.outcome, cause.reason);
   Output last = take_output(generation, shown);
   set_cause(last, cause);
@@ -330,6 +336,7 @@ void Roster::end_all(const Cause& cause) {
 void Roster::deliver() {
   for (Delivery& delivery : deliveries_) delivery.channel->push(std::move(delivery.output));
   deliveries_.clear();
+  ended_.clear();
 }
 
 void Roster::free_forgotten_sessions() {

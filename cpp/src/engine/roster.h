@@ -56,6 +56,11 @@ class Roster {
   void emit(Generation& generation, int32_t token, std::optional<PositionLogprobs> logprobs,
             Clock::time_point now);
 
+  /// False when the length limits end it with its next token.
+  bool outlives_next_token(const Generation& generation) const;
+  /// Generations that have ended since the last deliver(); they may be gone.
+  const std::vector<const Generation*>& ended() const { return ended_; }
+
   void end_all(const Cause& cause);
   bool empty() const { return live_.empty(); }
   /// Requests that wait behind another one of their session.
@@ -93,6 +98,7 @@ class Roster {
   Stats& stats_;
   std::list<std::unique_ptr<LiveRequest>> live_;
   std::vector<Delivery> deliveries_;
+  std::vector<const Generation*> ended_;
   int32_t num_behind_ = 0;
   Clock::time_point next_deadline_ = Clock::time_point::max();
 };

@@ -63,15 +63,16 @@ T* StepSampler::reserve(Buffer& buffer, size_t count) {
   return static_cast<T*>(buffer.data);
 }
 
-void StepSampler::prepare(const std::vector<StepRow>& rows, size_t padded_count) {
+void StepSampler::prepare(const std::vector<StepRow>& rows, size_t padded_count,
+                          int32_t pending_tokens) {
   sample_rows_.clear();
   counts_tokens_ = wants_logprobs_ = wants_top_ = false;
   for (const auto& [generation, source, prompt_token, token_index] : rows) {
     const sampler::RowBuilder& builder = generation->request.rows;
     const ops::SampleRow& row = sample_rows_.emplace_back(
         prompt_token >= 0 ? builder.build_prompt(prompt_token)
-                          : builder.build(source->ids, source->prompt_len, generation->index,
-                                          generation->scratch));
+                          : builder.build(source->ids, source->prompt_len, pending_tokens,
+                                          generation->index, generation->scratch));
     counts_tokens_ |= ops::counts_tokens(row);
     wants_logprobs_ |= row.num_logprobs >= 0;
     wants_top_ |= row.num_logprobs > 0;
@@ -114,8 +115,8 @@ void StepSampler::launch(model::Decoder& decoder) {
 }
 
 uint64_t StepSampler::launch_shape() const {
-  return uint64_t{sample_rows_.size()} | uint64_t{counts_tokens_} << 45 |
-         uint64_t{wants_logprobs_} << 46 | uint64_t{wants_top_} << 47;
+  return uint64_t{sample_rows_.size()} | uint64_t{counts_tokens_} << 29 |
+         uint64_t{wants_logprobs_} << 30 | uint64_t{wants_top_} << 31;
 }
 
 template <class T>
@@ -124,18 +125,22 @@ void StepSampler::download(std::vector<T>& host, const Buffer& buffer, size_t co
   ops_.download(ops_.self, host.data(), buffer.data, count * sizeof(T), {});
 }
 
-void StepSampler::finish(const std::vector<StepRow>& rows, std::vector<StepResult>& results) {
-  results.assign(rows.size(), {});
-  if (rows.empty()) return;
-  download(host_tokens_, tokens_, rows.size());
-  if (wants_logprobs_) download(host_logprobs_, logprobs_, rows.size());
-  if (wants_top_) download(host_top_, top_, rows.size() * ops::kMaxTopLogprobs);
-  ops_.synchronize(ops_.self, {});
+void StepSampler::download(size_t count, Arrival& arrival) {
+  arrival.num_logprobs.clear();
+  if (count == 0) return;
+  for (size_t i = 0; i < count; ++i) arrival.num_logprobs.push_back(sample_rows_[i].num_logprobs);
+  download(arrival.tokens, tokens_, count);
+  if (wants_logprobs_) download(arrival.logprobs, logprobs_, count);
+  if (wants_top_) download(arrival.top, top_, count * ops::kMaxTopLogprobs);
+}
 
+void StepSampler::unpack(const std::vector<StepRow>& rows, const Arrival& arrival,
+                         std::vector<StepResult>& results) {
+  results.assign(rows.size(), {});
   for (size_t i = 0; i < rows.size(); ++i) {
     StepResult& result = results[i];
-    result.token = host_tokens_[i];
-    const int32_t num_logprobs = sample_rows_[i].num_logprobs;
+    result.token = arrival.tokens[i];
+    const int32_t num_logprobs = arrival.num_logprobs[i];
     if (num_logprobs < 0) continue;
     if (result.token < 0) {
       // A prompt position keeps its place in the list, whatever the model made of it.
@@ -146,9 +151,9 @@ void StepSampler::finish(const std::vector<StepRow>& rows, std::vector<StepResul
       continue;
     }
     PositionLogprobs& at = result.logprobs.emplace();
-    at.chosen = {.token_id = result.token, .logprob = host_logprobs_[i]};
+    at.chosen = {.token_id = result.token, .logprob = arrival.logprobs[i]};
     for (int32_t k = 0; k < num_logprobs; ++k) {
-      const ops::TopLogprob& top = host_top_[i * ops::kMaxTopLogprobs + static_cast<size_t>(k)];
+      const ops::TopLogprob& top = arrival.top[i * ops::kMaxTopLogprobs + static_cast<size_t>(k)];
       if (top.token < 0) break;  // fewer tokens than asked for have a finite logit
       at.top.push_back({.token_id = top.token, .logprob = top.logprob});
     }

@@ -27,9 +27,18 @@ struct StepResult {
   std::optional<PositionLogprobs> logprobs;
 };
 
-/// A step calls prepare(), launch() and finish() in this order.
+/// A step calls prepare(), launch() and download() in this order, and unpack() once the backend has
+/// been waited for.
 class StepSampler {
  public:
+  /// What comes back of one step.
+  struct Arrival {
+    std::vector<int32_t> tokens;
+    std::vector<float> logprobs;
+    std::vector<ops::TopLogprob> top;   // [R][kMaxTopLogprobs]
+    std::vector<int32_t> num_logprobs;  // of each row, as asked for
+  };
+
   StepSampler(const ops::Ops& ops, int32_t vocab_size);
   ~StepSampler();
   StepSampler(const StepSampler&) = delete;
@@ -39,19 +48,25 @@ class StepSampler {
   static void collect(const Decision& decision, std::vector<StepRow>& rows);
 
   /// Uploads what the op must know of `rows`, and of padding rows behind them until there are
-  /// `padded_count`: these choose a token that nobody reads.
-  void prepare(const std::vector<StepRow>& rows, size_t padded_count = 0);
+  /// `padded_count`: these choose a token that nobody reads. `pending_tokens` of each row's history
+  /// are not in its ids yet (RowBuilder::build).
+  void prepare(const std::vector<StepRow>& rows, size_t padded_count, int32_t pending_tokens);
 
   /// Runs the decoder's head and the sampling op over the prepared rows, padding included, which
   /// are the last forward's logit rows. Nothing but operations, so that it may be part of what
   /// Ops::replay() records when all rows fit one pass (Decoder::max_logit_rows).
   void launch(model::Decoder& decoder);
 
-  /// Steps of equal shapes have equal launches. Below 2^48, so that a key has room for more.
+  /// Steps of equal shapes have equal launches. Below 2^32, so that a key has room for more.
   uint64_t launch_shape() const;
 
-  /// Waits for the backend and fills results[0 .. rows.size()); `rows` as prepared.
-  void finish(const std::vector<StepRow>& rows, std::vector<StepResult>& results);
+  /// Where the op leaves the chosen tokens, in the backend's memory, until the next launch().
+  const int32_t* tokens() const { return static_cast<const int32_t*>(tokens_.data); }
+
+  /// Queues the way back of the first `count` rows' results.
+  void download(size_t count, Arrival& arrival);
+  static void unpack(const std::vector<StepRow>& rows, const Arrival& arrival,
+                     std::vector<StepResult>& results);
 
  private:
   /// Backend's memory that grows in powers of two and loses what it held when it does.
@@ -76,9 +91,6 @@ class StepSampler {
   bool counts_tokens_ = false;  // of any row, as are the next two
   bool wants_logprobs_ = false;
   bool wants_top_ = false;
-  std::vector<int32_t> host_tokens_;
-  std::vector<float> host_logprobs_;
-  std::vector<ops::TopLogprob> host_top_;
 };
 
 }  // namespace treadle

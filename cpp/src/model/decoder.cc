@@ -83,7 +83,7 @@ Decoder::Decoder(const ModelSpec& spec, const Weights& weights, const ops::Ops& 
 
 Decoder::~Decoder() { ops_.release(ops_.self, workspace_); }
 
-void Decoder::upload(const DecoderInput& input) {
+void Decoder::load(const DecoderInput& input) {
   // One copy for all index arrays.
   staging_.clear();
   const auto put = [this](std::span<const int32_t> values) {
@@ -92,6 +92,7 @@ void Decoder::upload(const DecoderInput& input) {
     return at;
   };
   tokens_ = put(input.tokens);
+  if (input.device_tokens != nullptr) tokens_ = input.device_tokens;
   rope_len_ = put(input.rope_len);
   logit_rows_ = put(input.logit_rows);
   num_rows_ = static_cast<int32_t>(input.logit_rows.size());
@@ -170,8 +171,7 @@ void Decoder::add_projection(const ops::LinearWeight& weight, const char* x, cha
               stream_);
 }
 
-void Decoder::forward(const DecoderInput& input) {
-  upload(input);
+void Decoder::run() {
   const int32_t num_tokens = batch_.num_tokens;
   const auto gather_rows = [&](const char* from, char* to, int32_t width) {
     ops_.gather(

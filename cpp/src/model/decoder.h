@@ -23,6 +23,7 @@ struct DecoderInput {
   std::span<const int32_t> context_len;     // [S]
   std::span<const int32_t> block_tables;    // [S][block_table_stride]
   std::span<const int32_t> logit_rows;      // [R] tokens whose logits are wanted
+  const int32_t* device_tokens = nullptr;   // [T] the ids in the backend's memory, if there already
   int32_t block_table_stride = 0;
   int32_t num_decode = 0;
   int32_t max_query_len = 0;
@@ -45,14 +46,19 @@ class Decoder {
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;
 
-  /// Writes the tokens' K and V and leaves the last layer's output of input.logit_rows for
-  /// logits().
-  void forward(const DecoderInput& input);
+  /// Brings a step's arrays to the backend.
+  void load(const DecoderInput& input);
 
-  /// Logits of rows [begin, begin + count) of the last forward's logit_rows: [count][vocab] in the
+  /// Runs the loaded step: writes the tokens' K and V and leaves the final hidden states of
+  /// logit_rows for logits(). Nothing but operations, the same for every step with arrays of the
+  /// same sizes, so that it may be part of what Ops::replay() records.
+  void run();
+
+  /// Logits of rows [begin, begin + count) of the last run's logit_rows: [count][vocab] in the
   /// backend's memory, valid until the next call. count <= max_logit_rows().
   float* logits(int32_t begin, int32_t count);
   int32_t max_logit_rows() const { return max_logit_rows_; }
+  const DecoderLimits& limits() const { return limits_; }
 
   size_t workspace_bytes() const { return workspace_bytes_; }
   /// What the constructor will allocate.
@@ -60,7 +66,6 @@ class Decoder {
 
  private:
   struct Layout;
-  void upload(const DecoderInput& input);
   void attention_block(const LayerWeights& layer, int32_t index, int32_t num_tokens);
   void mlp_block(const LayerWeights& layer, char* residual, int32_t num_tokens);
   void add_projection(const ops::LinearWeight& weight, const char* x, char* residual,

@@ -21,7 +21,7 @@ namespace treadle::ops {
 
 /// Rows of the embedding table, or of the output head itself when the two are tied.
 struct EmbedParams {
-  const int32_t* ids = nullptr;        // [T]
+  const int32_t* ids = nullptr;        // [T]; below 0 reads as 0: where no token could be chosen
   const void* table = nullptr;         // [V][H] of table_dtype, or null
   const LinearWeight* tied = nullptr;  // head weight (N = V, K = H), used when table is null
   DType table_dtype = DType::kF32;
@@ -124,6 +124,11 @@ struct Ops {
   void (*upload)(void* self, void* dst, const void* host, size_t bytes, Stream) = nullptr;
   void (*download)(void* self, void* host, const void* src, size_t bytes, Stream) = nullptr;
   void (*synchronize)(void* self, Stream) = nullptr;
+  /// A backend that works behind the caller's back: wait(mark()) returns when all that was queued
+  /// before the mark is done and its downloads have arrived, whatever was queued since. At most two
+  /// marks may be waited for at a time. Both null where every function returns when it is done.
+  uint64_t (*mark)(void* self, Stream) = nullptr;
+  void (*wait)(void* self, uint64_t mark) = nullptr;
 
   /// Stacks the pieces into one weight of in_features columns in the backend's layout. `bias`: [N]
   /// host floats or null. All pieces have one dtype. `silu_mul`: the pieces are gate and up, and
@@ -140,6 +145,11 @@ struct Ops {
   void (*gather)(void* self, const GatherParams&, Stream) = nullptr;
   void (*copy_block)(void* self, const CopyBlockParams&, Stream) = nullptr;
   void (*sample)(void* self, const SampleParams&, Stream) = nullptr;
+
+  /// Runs body(context), whose operations are the same, on the same memory, whenever `key` is
+  /// given: a backend records them once and replays the record. Null where that gains nothing.
+  void (*replay)(void* self, uint64_t key, void (*body)(void* context), void* context,
+                 Stream) = nullptr;
 
   void (*destroy)(void* self) = nullptr;
 };

@@ -77,11 +77,12 @@ void RowBuilder::append_completions(const Words& words, std::span<const int32_t>
 }
 
 ops::SampleRow RowBuilder::build(std::span<const int32_t> history, int32_t output_begin,
-                                 int32_t index, std::vector<int32_t>& scratch) const {
+                                 int32_t pending, int32_t index,
+                                 std::vector<int32_t>& scratch) const {
   const std::span<const int32_t> output = history.subspan(static_cast<size_t>(output_begin));
   ops::SampleRow row = base_;
   row.stream = static_cast<uint32_t>(index);
-  row.position = static_cast<uint32_t>(output.size());
+  row.position = static_cast<uint32_t>(output.size()) + static_cast<uint32_t>(pending);
   row.bias = bias_.data();
   row.bias_count = static_cast<int32_t>(bias_.size());
   if (uses_history_) {
@@ -90,7 +91,7 @@ ops::SampleRow RowBuilder::build(std::span<const int32_t> history, int32_t outpu
     row.output_begin = output_begin;
   }
 
-  const bool early = output.size() < static_cast<size_t>(min_new_tokens_);
+  const bool early = row.position < static_cast<uint32_t>(min_new_tokens_);
   const std::vector<int32_t>& fixed = early ? barred_early_ : barred_always_;
   row.barred = fixed.data();
   row.barred_count = static_cast<int32_t>(fixed.size());

@@ -28,11 +28,15 @@ class RowBuilder {
              uint64_t fallback_seed);
 
   /// The row for the next token of continuation `index`. history = prompt and output so far, of
-  /// which history[output_begin..] was generated. The row borrows from this object, from `history`
-  /// and from `scratch`, and holds until one of them changes. `scratch` belongs to the
-  /// continuation; it is reserved once, after which nothing allocates.
-  ops::SampleRow build(std::span<const int32_t> history, int32_t output_begin, int32_t index,
-                       std::vector<int32_t>& scratch) const;
+  /// which history[output_begin..] was generated, but for the newest `pending` tokens, which are
+  /// generated and not known yet: then reads_tokens() must be false. The row borrows from this
+  /// object, from `history` and from `scratch`, and holds until one of them changes. `scratch`
+  /// belongs to the continuation; it is reserved once, after which nothing allocates.
+  ops::SampleRow build(std::span<const int32_t> history, int32_t output_begin, int32_t pending,
+                       int32_t index, std::vector<int32_t>& scratch) const;
+
+  /// Whether a row depends on which tokens came before it, not only on how many.
+  bool reads_tokens() const { return uses_history_ || !bad_words_.empty() || !stop_words_.empty(); }
 
   /// A row that reports the log-probabilities of prompt token `token` under the raw logits and
   /// chooses nothing. For requests with prompt_logprobs >= 0.

@@ -78,6 +78,8 @@ class StopRules {
 
   int32_t pending() const { return pending_; }
   int32_t generated() const { return generated_; }  ///< tokens fed, the stop token included
+  /// Tokens that may still be fed.
+  int32_t remaining() const { return table_->max_new_tokens() - generated_; }
 
  private:
   std::shared_ptr<const StopTable> table_;

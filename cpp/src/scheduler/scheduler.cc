@@ -124,6 +124,28 @@ int32_t Scheduler::prompt_budget(int32_t num_decode) const {
   return std::min(budget, std::max(limits_.mixed_prefill_tokens, 2 * num_decode));
 }
 
+bool Scheduler::schedule_behind(const Decision& running, Decision& next) {
+  next.clear();
+  if (!waiting_.empty() && slots_used_ + waiting_.back()->slots <= limits_.max_batch_size) {
+    return false;
+  }
+  if (!std::ranges::equal(running_, running.scheduled, {}, {}, &ScheduledSequence::sequence)) {
+    return false;
+  }
+  int32_t blocks = 0;
+  for (const Sequence* sequence : running_) {
+    if (sequence->remaining() != 0) return false;
+    blocks += kv_.blocks_needed(sequence->kv, static_cast<int32_t>(sequence->ids.size()) + 1);
+  }
+  if (blocks > kv_.pool().num_available()) return false;
+  for (Sequence* sequence : running_) {
+    kv_.reserve(sequence->kv, static_cast<int32_t>(sequence->ids.size()) + 1, next.copies);
+    next.scheduled.push_back({.sequence = sequence, .query_len = 1});
+  }
+  next.num_decode = next.num_tokens = static_cast<int32_t>(next.scheduled.size());
+  return true;
+}
+
 void Scheduler::schedule(Decision& decision) {
   decision.clear();
 

@@ -59,6 +59,11 @@ class Scheduler {
   ///      the whole prompt, which are taken at once.
   void schedule(Decision& decision);
 
+  /// The step after `running`, a step of decode tokens alone whose tokens are not known yet: each
+  /// of its sequences brings one more. False, with `next` empty, when something else has to be
+  /// scheduled as well, or blocks run out.
+  bool schedule_behind(const Decision& running, Decision& next);
+
   const std::vector<Sequence*>& running() const { return running_; }
   const std::vector<Sequence*>& waiting() const { return waiting_; }
   bool idle() const { return running_.empty() && waiting_.empty(); }

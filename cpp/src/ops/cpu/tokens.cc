@@ -1,4 +1,5 @@
 // Operations that treat every token by itself, and copies.
+#include <algorithm>
 #include <cstring>
 
 #include "ops/cpu/backend.h"
@@ -14,6 +15,8 @@ int64_t token_grain(int64_t elements_per_token) {
                                 : 1;
 }
 
+size_t row_of(int32_t id) { return static_cast<size_t>(std::max(id, 0)); }
+
 }  // namespace
 
 void embed(Backend& b, const EmbedParams& p) {
@@ -25,7 +28,7 @@ void embed(Backend& b, const EmbedParams& p) {
     b.pool.parallel_ranges(
         p.num_tokens, token_grain(hidden), [&](int64_t begin, int64_t end, int /*thread*/) {
           for (int64_t t = begin; t < end; ++t) {
-            b.kernels->to_float(p.table_dtype, table + size_t(p.ids[t]) * row_bytes, 1, hidden,
+            b.kernels->to_float(p.table_dtype, table + row_of(p.ids[t]) * row_bytes, 1, hidden,
                                 out + t * hidden);
           }
         });
@@ -37,8 +40,8 @@ void embed(Backend& b, const EmbedParams& p) {
   b.pool.parallel_ranges(
       p.num_tokens, token_grain(hidden * 16), [&](int64_t begin, int64_t end, int /*thread*/) {
         for (int64_t t = begin; t < end; ++t) {
-          const size_t panel = size_t(p.ids[t]) / kPanel;
-          const size_t column = size_t(p.ids[t]) % kPanel;
+          const size_t panel = row_of(p.ids[t]) / kPanel;
+          const size_t column = row_of(p.ids[t]) % kPanel;
           const char* first = panels + (panel * size_t(hidden) * kPanel + column) * element;
           b.kernels->to_float(p.tied->dtype, first, kPanel, hidden, out + t * hidden);
         }
