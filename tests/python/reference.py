@@ -62,8 +62,8 @@ def logits(model: HfModel, ids: Sequence[int]) -> torch.Tensor:
     """Float64 [len(ids), vocab]: after each token, logits of the next one."""
     with torch.inference_mode():
         # A copy: dynamic RoPE scaling remembers the longest text the model has seen.
-        output = copy.deepcopy(model)(torch.tensor([list(ids)]))
-    return output.logits[0].double()
+        output = copy.deepcopy(model)(torch.tensor([list(ids)], device=model.device))
+    return output.logits[0].double().cpu()
 
 
 def logprobs(model: HfModel, ids: Sequence[int]) -> torch.Tensor:
@@ -188,7 +188,7 @@ def stand_out(model: HfModel) -> HfModel:
     embedding = model.get_input_embeddings().weight
     with torch.no_grad():
         for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.mul_(0.5)
+            layer.self_attn.o_proj.weight.mul_(1.5)
             layer.mlp.down_proj.weight.mul_(0.5)
         model.lm_head.weight.copy_(7.0 / embedding.shape[1] * embedding.roll(1, 0))
     return model

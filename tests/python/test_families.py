@@ -454,11 +454,20 @@ def test_internlm2_in_bfloat16_with_dynamic_rope(device: Device, tmp_path: Path)
         check(engine, model, 100, stepwise=True)
 
 
+def as_internlm3(directory: Path, **fields: Any) -> None:
+    """https://huggingface.co/internlm/internlm3-8b-instruct, modeling_internlm3.py: a llama with
+    ``qkv_bias`` for q, k and v, and ``bias`` for o and the three of the MLP."""
+
+    def change(config: dict[str, Any]) -> None:
+        del config["attention_bias"], config["mlp_bias"]
+        config.update(architectures=["InternLM3ForCausalLM"], model_type="internlm3", **fields)
+
+    rewrite_config(directory, change)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("qkv_bias", [False, True])
 def test_internlm3(qkv_bias: bool, bias: bool, device: Device, tmp_path: Path) -> None:
-    """https://huggingface.co/internlm/internlm3-8b-instruct, modeling_internlm3.py: a llama with
-    ``qkv_bias`` for q, k and v, and ``bias`` for o and the three of the MLP."""
     model = llama(device, attention_bias=True, mlp_bias=True, head_dim=16)
     reference.save(model, tmp_path)
     absent = [] if qkv_bias else ["q_proj.bias", "k_proj.bias", "v_proj.bias"]
@@ -469,13 +478,7 @@ def test_internlm3(qkv_bias: bool, bias: bool, device: Device, tmp_path: Path) -
             del tensors[name]
             model.get_parameter(name).data.zero_()
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-
-    def change(config: dict[str, Any]) -> None:
-        del config["attention_bias"], config["mlp_bias"]
-        config.update(architectures=["InternLM3ForCausalLM"], model_type="internlm3")
-        config.update(qkv_bias=qkv_bias, bias=bias)
-
-    rewrite_config(tmp_path, change)
+    as_internlm3(tmp_path, qkv_bias=qkv_bias, bias=bias)
     with loaded(device, tmp_path) as engine:
         assert engine.info.family == "internlm3"
         check(engine, model)
