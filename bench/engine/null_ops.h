@@ -66,6 +66,7 @@ inline ops::Ops null_ops(Gate& gate) {
   cpu = ops::cpu_ops(1);
   ops::Ops ops = cpu;
   ops.free_memory = [](void*) { return size_t{1} << 46; };
+  ops.total_memory = [](void*) { return size_t{1} << 46; };
   ops.alloc = [](void* self, size_t bytes) -> void* {
     if (bytes < kLarge) return cpu.alloc(self, bytes);
     // A page in front of the memory holds its length.
