@@ -26,12 +26,8 @@ Backend& backend(void* self) {
 std::string device_name(int32_t device) { return "cuda:" + std::to_string(device); }
 
 [[noreturn]] void out_of_memory(const Backend& b, size_t bytes) {
-  size_t free = 0;
-  size_t total = 0;
-  (void)cudaMemGetInfo(&free, &total);
-  throw Error(ErrorCode::kOutOfMemory, b.name + ": cannot allocate " + std::to_string(bytes) +
-                                           " bytes: " + std::to_string(free) + " of " +
-                                           std::to_string(total) + " bytes are free");
+  throw Error(ErrorCode::kOutOfMemory,
+              b.name + " cannot allocate " + std::to_string(bytes >> 20) + " MiB");
 }
 
 void* allocate(Backend& b, size_t bytes) {
@@ -53,6 +49,13 @@ size_t free_memory(Backend& /*b*/) {
   size_t total = 0;
   check(cudaMemGetInfo(&free, &total), "ask for free memory");
   return free > kReserveBytes ? free - kReserveBytes : 0;
+}
+
+size_t total_memory(Backend& /*b*/) {
+  size_t free = 0;
+  size_t total = 0;
+  check(cudaMemGetInfo(&free, &total), "ask for memory");
+  return total;
 }
 
 void upload(Backend& b, void* dst, const void* host, size_t bytes, cudaStream_t stream) {
@@ -141,22 +144,17 @@ void sample_rows(Backend& b, const ops::SampleParams& p, cudaStream_t stream) {
 }
 
 void check_device(int32_t device) {
-  int count = 0;
-  const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status != cudaSuccess || count == 0) {
-    throw_unsupported(std::string("no GPU can be used: ") + cudaGetErrorString(status));
-  }
-  if (device < 0 || device >= count) {
+  const ops::GpuReport report = ops::cuda_gpus();
+  if (report.gpus.empty()) throw_unsupported(report.problem);
+  if (device < 0 || device >= static_cast<int32_t>(report.gpus.size())) {
     throw_unsupported("there is no device " + std::to_string(device) + ": the driver offers " +
-                      std::to_string(count) + ", counted from 0");
+                      std::to_string(report.gpus.size()) + ", counted from 0");
   }
+  const ops::Gpu& gpu = report.gpus[static_cast<size_t>(device)];
+  if (!gpu.problem.empty()) throw_unsupported(gpu.name + " " + gpu.problem);
   check(cudaSetDevice(device), "choose device");
-  cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, device), "ask for device properties");
   if (!has_code_for_device()) {
-    throw_unsupported(device_name(device) + " (" + properties.name + ") has compute capability " +
-                      std::to_string(properties.major) + "." + std::to_string(properties.minor) +
-                      ", for which this build holds no code; build with TREADLE_CUDA_ARCHS set");
+    throw_unsupported(gpu.name + " cannot run this build's kernels; the driver may be too old");
   }
 }
 
@@ -181,9 +179,14 @@ Ops cuda_ops(int32_t device, DType act_dtype) {
   Ops ops;
   ops.name = made->name.c_str();
   ops.act_dtype = act_dtype;
+  ops.defaults = {.max_batch_size = 256,
+                  .prefill_tokens = 8192,
+                  .pool_fraction = 0.8,
+                  .logit_bytes = size_t{256} << 20};
   ops.alloc = [](void* self, size_t bytes) { return gpu::allocate(gpu::backend(self), bytes); };
   ops.release = [](void* /*self*/, void* ptr) { gpu::release(ptr); };
   ops.free_memory = [](void* self) { return gpu::free_memory(gpu::backend(self)); };
+  ops.total_memory = [](void* self) { return gpu::total_memory(gpu::backend(self)); };
   ops.upload = [](void* self, void* dst, const void* host, size_t bytes, Stream stream) {
     gpu::Backend& b = gpu::backend(self);
     gpu::upload(b, dst, host, bytes, b.stream_of(stream));

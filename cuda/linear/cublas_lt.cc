@@ -5,30 +5,31 @@
 #include <string>
 #include <vector>
 
+#include "ops/cuda.h"
 #include "treadle/error.h"
+
+namespace treadle::ops {
+
+std::string cuda_library() { return "libcublasLt.so." + std::to_string(CUBLAS_VER_MAJOR); }
+
+}  // namespace treadle::ops
 
 namespace treadle::cuda {
 namespace {
 
-std::string soname() {
-  std::string name = "libcublasLt.so.";
-  name += std::to_string(CUBLAS_VER_MAJOR);
-  return name;
-}
-
 /// Folders of the PyPI package, seen from site-packages/treadle/, and of the toolkit.
 std::vector<std::string> candidates() {
-  std::vector<std::string> names{soname()};
+  std::vector<std::string> names{ops::cuda_library()};
   Dl_info info{};
   if (dladdr(reinterpret_cast<const void*>(&cublas_lt), &info) != 0 && info.dli_fname != nullptr) {
     std::string folder = info.dli_fname;
     folder.erase(folder.find_last_of('/') == std::string::npos ? 0 : folder.find_last_of('/'));
     if (folder.empty()) folder.assign(1, '.');
     const std::string major = std::to_string(CUBLAS_VER_MAJOR);
-    names.push_back(folder + "/../nvidia/cu" + major + "/lib/" + soname());
-    names.push_back(folder + "/../nvidia/cublas/lib/" + soname());
+    names.push_back(folder + "/../nvidia/cu" + major + "/lib/" + ops::cuda_library());
+    names.push_back(folder + "/../nvidia/cublas/lib/" + ops::cuda_library());
   }
-  names.push_back("/usr/local/cuda/lib64/" + soname());
+  names.push_back("/usr/local/cuda/lib64/" + ops::cuda_library());
   return names;
 }
 
@@ -38,16 +39,20 @@ void* open_library() {
     if (void* handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) return handle;
     tried += (tried.empty() ? "" : ", ") + name;
   }
-  throw Error(ErrorCode::kUnsupported,
-              "CUDA: " + soname() + " was not found (tried " + tried +
-                  "); install it with `pip install nvidia-cublas`, or the CUDA toolkit");
+  const std::string package = CUBLAS_VER_MAJOR >= 13
+                                  ? "nvidia-cublas"
+                                  : "nvidia-cublas-cu" + std::to_string(CUBLAS_VER_MAJOR);
+  throw Error(ErrorCode::kUnsupported, ops::cuda_library() + " was not found (tried " + tried +
+                                           "); install it with `pip install " + package +
+                                           "`, or the CUDA toolkit");
 }
 
 template <class F>
 void find(void* library, const char* name, F& function) {
   function = reinterpret_cast<F>(dlsym(library, name));
   if (function == nullptr) {
-    throw Error(ErrorCode::kUnsupported, "CUDA: " + soname() + " has no function " + name);
+    throw Error(ErrorCode::kUnsupported,
+                "CUDA: " + ops::cuda_library() + " has no function " + name);
   }
 }
 

@@ -76,15 +76,17 @@ py::dict info(const EngineHandle& handle) {
   using namespace py::literals;
   return py::dict(
       "architecture"_a = i.architecture, "family"_a = i.family, "device"_a = i.device,
-      "weight_dtype"_a = i.weight_dtype, "kv_dtype"_a = i.kv_dtype, "num_layers"_a = i.num_layers,
-      "hidden_size"_a = i.hidden_size, "intermediate_size"_a = i.intermediate_size,
-      "num_heads"_a = i.num_heads, "num_kv_heads"_a = i.num_kv_heads, "head_dim"_a = i.head_dim,
-      "vocab_size"_a = i.vocab_size, "max_position_embeddings"_a = i.max_position_embeddings,
-      "session_len"_a = i.session_len, "eos_token_ids"_a = i.eos_token_ids,
-      "num_parameters"_a = i.num_parameters, "weight_bytes"_a = i.weight_bytes,
-      "workspace_bytes"_a = i.workspace_bytes, "kv_bytes_per_token"_a = i.kv_bytes_per_token,
-      "kv_pool_bytes"_a = i.kv_pool_bytes, "kv_block_tokens"_a = i.kv_block_tokens,
-      "kv_blocks"_a = i.kv_blocks, "num_threads"_a = i.num_threads);
+      "device_note"_a = i.device_note, "dtype"_a = i.dtype, "weight_dtype"_a = i.weight_dtype,
+      "kv_dtype"_a = i.kv_dtype, "num_layers"_a = i.num_layers, "hidden_size"_a = i.hidden_size,
+      "intermediate_size"_a = i.intermediate_size, "num_heads"_a = i.num_heads,
+      "num_kv_heads"_a = i.num_kv_heads, "head_dim"_a = i.head_dim, "vocab_size"_a = i.vocab_size,
+      "max_position_embeddings"_a = i.max_position_embeddings, "session_len"_a = i.session_len,
+      "max_batch_size"_a = i.max_batch_size, "max_prefill_token_num"_a = i.max_prefill_token_num,
+      "eos_token_ids"_a = i.eos_token_ids, "num_parameters"_a = i.num_parameters,
+      "weight_bytes"_a = i.weight_bytes, "workspace_bytes"_a = i.workspace_bytes,
+      "kv_bytes_per_token"_a = i.kv_bytes_per_token, "kv_pool_bytes"_a = i.kv_pool_bytes,
+      "kv_block_tokens"_a = i.kv_block_tokens, "kv_blocks"_a = i.kv_blocks,
+      "num_threads"_a = i.num_threads);
 }
 
 py::dict stats(EngineHandle& handle) {

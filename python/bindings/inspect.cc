@@ -5,14 +5,16 @@
 
 #include <pybind11/stl.h>
 
+#include <treadle/error.h>
 #include <treadle/version.h>
 
 #include "bindings.h"
-#include "engine/factory.h"
+#include "engine/device.h"
 #include "engine/options.h"
 #include "loader/loader.h"
 #include "model/decoder.h"
 #include "model/model_options.h"
+#include "model/model_size.h"
 
 namespace py = pybind11;
 
@@ -35,21 +37,6 @@ const char* rope_name(model::RopeKind kind) {
   return "unknown";
 }
 
-/// Weights that the spec asks for; what a checkpoint must hold.
-int64_t num_parameters(const model::ModelSpec& s) {
-  const int64_t hidden = s.hidden_size;
-  const int64_t inter = s.intermediate_size;
-  const int64_t qkv = s.qkv_features();
-  const int64_t attention = int64_t{s.num_heads} * s.head_dim;
-  int64_t layer = hidden * qkv + attention * hidden + 3 * hidden * inter + 2 * hidden;
-  if (s.qkv_bias) layer += qkv;
-  if (s.o_bias) layer += hidden;
-  if (s.mlp_bias) layer += 2 * inter + hidden;
-  if (s.qk_norm) layer += 2 * int64_t{s.head_dim};
-  const int64_t embeddings = int64_t{s.vocab_size} * hidden * (s.tied_embeddings ? 1 : 2);
-  return embeddings + s.num_layers * layer + hidden;
-}
-
 py::dict describe(const model::ModelSpec& s) {
   using namespace py::literals;
   return py::dict(
@@ -62,11 +49,14 @@ py::dict describe(const model::ModelSpec& s) {
       "rotary_dim"_a = s.rope.rotary_dim, "qkv_bias"_a = s.qkv_bias, "o_bias"_a = s.o_bias,
       "mlp_bias"_a = s.mlp_bias, "qk_norm"_a = s.qk_norm, "tied_embeddings"_a = s.tied_embeddings,
       "logn_len"_a = s.logn_len, "sliding_window"_a = s.sliding_window,
-      "weight_dtype"_a = ops::dtype_name(s.weight_dtype), "bos_token_id"_a = s.bos_token_id,
-      "eos_token_ids"_a = s.eos_token_ids);
+      "bos_token_id"_a = s.bos_token_id, "eos_token_ids"_a = s.eos_token_ids);
 }
 
 struct Plan {
+  std::string device;
+  std::string device_note;
+  ops::DType dtype = ops::DType::kF32;  // of weights
+  ops::DType kv_dtype = ops::DType::kF32;
   int64_t weight_bytes = 0;
   int64_t workspace_bytes = 0;
   int64_t free_bytes = 0;
@@ -77,34 +67,35 @@ struct Plan {
 
 /// What Engine::load would make of the memory that is free now.
 Plan plan(const model::ModelSpec& spec, EngineConfig config) {
+  check_config(config);
   config.num_threads = 1;  // sizes do not depend on it, and no threads are needed here
-  if (config.max_prefill_token_num == 0) config.max_prefill_token_num = 512;
-  ops::Ops ops = select_backend(config);
+  ChosenBackend chosen = select_backend(config, spec);
+  const ops::Ops& ops = chosen.ops;
   const auto destroy = [](ops::Ops* table) { table->destroy(table->self); };
-  const std::unique_ptr<ops::Ops, decltype(destroy)> guard(&ops, destroy);
-  const int32_t session_len = wanted_session_len(config, spec);
-  const ops::KvPool shape{.dtype = kv_dtype(config, spec.weight_dtype),
+  const std::unique_ptr<ops::Ops, decltype(destroy)> guard(&chosen.ops, destroy);
+  config = with_defaults(config, spec, ops.defaults);
+  Plan p;
+  p.device = ops.name;
+  p.device_note = chosen.note;
+  p.dtype = ops.act_dtype == ops::DType::kF32 ? spec.weight_dtype : ops.act_dtype;
+  p.kv_dtype = kv_dtype(config, ops, spec.weight_dtype);
+  const ops::KvPool shape{.dtype = p.kv_dtype,
                           .num_layers = spec.num_layers,
                           .kv_heads = spec.num_kv_heads,
                           .head_dim = spec.head_dim};
-  const model::DecoderLimits limits{
-      .max_tokens = config.max_prefill_token_num + config.max_batch_size,
-      .max_rows = config.max_prefill_token_num + 2 * config.max_batch_size,
-      .max_sequences = config.max_batch_size,
-      .session_len = session_len};
-  Plan p;
-  p.weight_bytes = num_parameters(spec) * static_cast<int64_t>(ops::dtype_size(spec.weight_dtype));
-  p.workspace_bytes = static_cast<int64_t>(model::Decoder::workspace_bytes(spec, ops, limits));
+  p.weight_bytes = model::num_parameters(spec) * static_cast<int64_t>(ops::dtype_size(p.dtype));
+  p.workspace_bytes =
+      static_cast<int64_t>(model::Decoder::workspace_bytes(spec, ops, decoder_limits(config)));
   p.free_bytes = static_cast<int64_t>(ops.free_memory(ops.self));
   p.kv_bytes_per_token = static_cast<int64_t>(shape.block_bytes()) / ops::kBlockTokens;
   const int64_t left = std::max<int64_t>(0, p.free_bytes - p.weight_bytes - p.workspace_bytes);
   try {
-    p.kv_blocks = pool_blocks(config, shape, session_len, static_cast<size_t>(left));
+    p.kv_blocks = pool_blocks(config, ops.defaults, shape, static_cast<size_t>(left));
   } catch (const Error& error) {
     if (error.code() != ErrorCode::kOutOfMemory) throw;
   }
   p.session_len =
-      static_cast<int32_t>(std::min<int64_t>(session_len, p.kv_blocks * ops::kBlockTokens));
+      static_cast<int32_t>(std::min<int64_t>(config.session_len, p.kv_blocks * ops::kBlockTokens));
   return p;
 }
 
@@ -118,16 +109,33 @@ py::dict inspect(const std::string& path, const EngineConfig& config) {
     p = plan(spec, config);
   }
   py::dict result = describe(spec);
-  result["num_parameters"] = num_parameters(spec);
+  result["device"] = p.device;
+  result["device_note"] = p.device_note;
+  result["num_parameters"] = model::num_parameters(spec);
+  result["weight_dtype"] = ops::dtype_name(p.dtype);
   result["weight_bytes"] = p.weight_bytes;
   result["workspace_bytes"] = p.workspace_bytes;
   result["free_bytes"] = p.free_bytes;
-  result["kv_dtype"] = ops::dtype_name(kv_dtype(config, spec.weight_dtype));
+  result["kv_dtype"] = ops::dtype_name(p.kv_dtype);
   result["kv_bytes_per_token"] = p.kv_bytes_per_token;
   result["kv_block_tokens"] = ops::kBlockTokens;
   result["kv_blocks"] = p.kv_blocks;
   result["session_len"] = p.session_len;
   return result;
+}
+
+/// (name, why this build cannot run on it) of each GPU, why there are none, and the library that is
+/// loaded to run on one.
+py::dict gpus() {
+  ops::GpuReport report;
+  {
+    py::gil_scoped_release unlocked;
+    report = ops::cuda_gpus();
+  }
+  py::list list;
+  for (const ops::Gpu& gpu : report.gpus) list.append(py::make_tuple(gpu.name, gpu.problem));
+  using namespace py::literals;
+  return py::dict("gpus"_a = list, "problem"_a = report.problem, "library"_a = ops::cuda_library());
 }
 
 }  // namespace
@@ -137,6 +145,7 @@ void bind_inspect(py::module_& m) {
         "What config.json means, and what loading it with these options would take.");
   m.def("version", &version);
   m.def("backends", &backends);
+  m.def("gpus", &gpus, "GPUs that the driver offers, by their number in \"cuda:N\".");
 }
 
 }  // namespace treadle::python

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from treadle.engine import Engine as TurboMind
     from treadle.errors import TreadleError
     from treadle.generation_config import GenerationConfig
+    from treadle.gpu import build_info
     from treadle.pipelines import Pipeline, Response, pipeline
 
     __version__: str
@@ -37,6 +38,7 @@ __all__ = [
     "TreadleError",
     "TurboMind",
     "__version__",
+    "build_info",
     "demo_model_path",
     "errors",
     "pipeline",
@@ -50,6 +52,7 @@ _HOME = {
     "Response": "treadle.pipelines:Response",
     "TreadleError": "treadle.errors:TreadleError",
     "TurboMind": "treadle.engine:Engine",
+    "build_info": "treadle.gpu:build_info",
     "pipeline": "treadle.pipelines:pipeline",
 }
 

@@ -33,18 +33,21 @@ class EngineConfig:
     Values are checked when the object is made and again when an engine is loaded with it.
     """
 
-    #: "auto", "cpu", "cuda" or "cuda:N". "auto" takes a usable GPU when this build has one.
+    #: "auto", "cpu", "cuda" (the first GPU) or "cuda:N". "auto" takes the first GPU that this build
+    #: can run the model on, else the CPU.
     device: str = "auto"
-    #: Type of the KV cache: "auto" (as the weights), "float16", "bfloat16" or "float32".
+    #: "auto", "float16", "bfloat16" or "float32". On a GPU: of weights, activations and KV cache;
+    #: "auto" is as the weights, float16 for float32 ones, and "float32" is refused. On the CPU: of
+    #: the KV cache, "auto" as the weights; it computes in float32.
     dtype: str = "auto"
     #: Longest history + prompt + output of a sequence, in tokens; None = the model's own maximum.
     #: Lowered to what the KV pool holds when that is less.
     session_len: int | None = None
-    #: Most sequences in one step of the batch loop.
-    max_batch_size: int = 64
-    #: KV pool: a fraction (0, 1] of the memory left after the weights or, above 1, a whole number
-    #: of 64-token blocks. None = automatic: 0.8 on a GPU; on a CPU what max_batch_size sequences of
-    #: session_len need, but at most half of the free memory and 4 GiB.
+    #: Most sequences in one step of the batch loop; None = 64 on a CPU, 256 on a GPU.
+    max_batch_size: int | None = None
+    #: KV pool: a fraction (0, 1] of the memory left after weights and workspace or, above 1, a
+    #: whole number of 64-token blocks. None = automatic: 0.8 on a GPU; on a CPU what max_batch_size
+    #: sequences of session_len need, but at most half of the free memory and 4 GiB.
     cache_max_entry_count: float | None = None
     #: Most prompt tokens computed in one step; None = 512 on a CPU, 8192 on a GPU.
     max_prefill_token_num: int | None = None
@@ -75,10 +78,10 @@ class EngineConfig:
     def validate(self) -> None:
         """Raises InvalidArgumentError for a value of the wrong type or out of range."""
         if not isinstance(self.device, str):
-            raise check.refuse("device", self.device, 'it must be a str such as "auto" or "cpu"')
+            raise check.refuse("device", self.device, 'it must be a str such as "auto" or "cuda"')
         check.choice("dtype", self.dtype, ["auto", "float16", "bfloat16", "float32"])
         self._check_optional("session_len", 1)
-        check.integer("max_batch_size", self.max_batch_size, 1)
+        self._check_optional("max_batch_size", 1)
         self._check_cache_max_entry_count()
         self._check_optional("max_prefill_token_num", 1)
         check.integer("tp", self.tp, 1)

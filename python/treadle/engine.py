@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import weakref
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from treadle import _checks as check
+from treadle import gpu
 from treadle.config import EngineConfig
 from treadle.errors import InvalidArgumentError, NotFoundError, TreadleError
 from treadle.generation_config import GenerationConfig
@@ -102,11 +104,16 @@ class Engine:
             )
         config = (config or EngineConfig()).replace(**overrides)
         defaults = load_model_defaults(directory)  # before the slow part
+        if config.device != "cpu":
+            gpu.load_library()
         with LoadProgress(os.path.basename(os.path.abspath(directory))) as progress:
             native = _engine.Engine.load(
                 directory, config.to_native(), on_load_progress=progress.callback
             )
-        return cls(native, directory, config, model_name, defaults)
+        engine = cls(native, directory, config, model_name, defaults)
+        if engine.info.device_note:
+            logging.getLogger("treadle").warning("%s", engine.info.device_note)
+        return engine
 
     def create_instance(self) -> Generator:
         """A Generator, whose stream_infer runs requests on this engine."""

@@ -154,7 +154,12 @@ class ModelInfo:
 
     architecture: str
     family: str
+    #: "cpu" or "cuda:N".
     device: str
+    #: Why device="auto" leaves a GPU alone that is there; else empty.
+    device_note: str
+    #: Of activations: what the device computes in.
+    dtype: str
     weight_dtype: str
     kv_dtype: str
     num_layers: int
@@ -167,6 +172,8 @@ class ModelInfo:
     max_position_embeddings: int
     #: In force, after all limits.
     session_len: int
+    max_batch_size: int
+    max_prefill_token_num: int
     eos_token_ids: list[int]
     num_parameters: int
     weight_bytes: int

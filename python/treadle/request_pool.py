@@ -29,9 +29,8 @@ class RequestPool:
         self._engine = engine
         self._specs = iter(specs)
         self._stream = stream
-        config = engine.config
         # Twice the batch, so that the engine never runs dry while finished ones are replaced.
-        self._window = min(config.max_queue_size, 2 * config.max_batch_size + 8)
+        self._window = min(engine.config.max_queue_size, 2 * engine.info.max_batch_size + 8)
         self._wait_set = _engine.WaitSet()
         self._active: dict[int, ActiveRequest] = {}
         self._refused_by_queue: RequestSpec | None = None

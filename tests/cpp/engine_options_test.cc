@@ -23,7 +23,7 @@ TEST(EngineOptions, RefusesWhatIsOutOfRangeByNameAndNumber) {
   refused(invalid, {"device", "tpu"}, [](EngineConfig& c) { c.device = "tpu"; });
   refused(invalid, {"dtype", "int4"}, [](EngineConfig& c) { c.dtype = "int4"; });
   refused(invalid, {"session_len = -1"}, [](EngineConfig& c) { c.session_len = -1; });
-  refused(invalid, {"max_batch_size = 0", "1"}, [](EngineConfig& c) { c.max_batch_size = 0; });
+  refused(invalid, {"max_batch_size = -1"}, [](EngineConfig& c) { c.max_batch_size = -1; });
   refused(invalid, {"max_batch_size = 5000", "4096"},
           [](EngineConfig& c) { c.max_batch_size = 5000; });
   refused(invalid, {"max_prefill_token_num = -3"},
@@ -58,32 +58,59 @@ TEST(EngineOptions, SizesThePool) {
   const ops::KvPool shape{
       .dtype = ops::DType::kF16, .num_layers = 2, .kv_heads = 2, .head_dim = 16};
   const size_t block = shape.block_bytes();
-  EngineConfig config{.max_batch_size = 4};
-  // Automatic: what the batch can use, but not more than half of the memory.
-  EXPECT_EQ(pool_blocks(config, shape, 100, 1000 * block), 8);
-  EXPECT_EQ(pool_blocks(config, shape, 100, 10 * block), 5);
+  ops::Defaults to_need{.pool_fraction = 0.5, .pool_bytes = 12 * block, .pool_to_need = true};
+  EngineConfig config{.session_len = 100, .max_batch_size = 4};
+  // Automatic: what the batch can use, but not more than half of the memory, nor than the limit.
+  EXPECT_EQ(pool_blocks(config, to_need, shape, 1000 * block), 8);
+  EXPECT_EQ(pool_blocks(config, to_need, shape, 10 * block), 5);
+  config.max_batch_size = 40;
+  EXPECT_EQ(pool_blocks(config, to_need, shape, 1000 * block), 12);
+  const ops::Defaults all{.pool_fraction = 0.8};
+  EXPECT_EQ(pool_blocks(config, all, shape, 1000 * block), 800);
+  // A small model on a big device: more blocks than anybody needs would cost the host memory.
+  EXPECT_EQ(pool_blocks(config, all, shape, (size_t{1} << 24) * block), 1 << 18);
   config.cache_max_entry_count = 0.25;
-  EXPECT_EQ(pool_blocks(config, shape, 100, 1000 * block), 250);
+  EXPECT_EQ(pool_blocks(config, all, shape, 1000 * block), 250);
   config.cache_max_entry_count = 1.0;
-  EXPECT_EQ(pool_blocks(config, shape, 100, 1000 * block + 5), 1000);
+  EXPECT_EQ(pool_blocks(config, all, shape, 1000 * block + 5), 1000);
   config.cache_max_entry_count = 77;
-  EXPECT_EQ(pool_blocks(config, shape, 100, 1000 * block), 77);
+  EXPECT_EQ(pool_blocks(config, all, shape, 1000 * block), 77);
   expect_error(ErrorCode::kOutOfMemory, {"77 blocks", "cache_max_entry_count"},
-               [&] { pool_blocks(config, shape, 100, 76 * block); });
+               [&] { pool_blocks(config, all, shape, 76 * block); });
   config.cache_max_entry_count = 0.0;
   expect_error(ErrorCode::kOutOfMemory, {"1 blocks"},
-               [&] { pool_blocks(config, shape, 100, block); });
+               [&] { pool_blocks(config, to_need, shape, block); });
+}
+
+TEST(EngineOptions, LeavesOpenSizesToTheBackend) {
+  const model::ModelSpec spec{.max_position_embeddings = 777};
+  const ops::Defaults defaults{.max_batch_size = 9, .prefill_tokens = 33};
+  const EngineConfig open = with_defaults({}, spec, defaults);
+  EXPECT_EQ(open.max_batch_size, 9);
+  EXPECT_EQ(open.max_prefill_token_num, 33);
+  EXPECT_EQ(open.session_len, 777);
+  const EngineConfig given = with_defaults(
+      {.session_len = 5, .max_batch_size = 6, .max_prefill_token_num = 7}, spec, defaults);
+  EXPECT_EQ(given.max_batch_size, 6);
+  EXPECT_EQ(given.max_prefill_token_num, 7);
+  EXPECT_EQ(given.session_len, 5);
 }
 
 TEST(EngineOptions, TellsWhatCameOfThem) {
-  const auto engine = Engine::load(
-      testing::tiny_model(),
-      {.session_len = 500, .max_batch_size = 3, .cache_max_entry_count = 20, .num_threads = 2});
+  const auto engine = Engine::load(testing::tiny_model(), {.device = "cpu",
+                                                           .session_len = 500,
+                                                           .max_batch_size = 3,
+                                                           .cache_max_entry_count = 20,
+                                                           .num_threads = 2});
   const ModelInfo& info = engine->info();
   EXPECT_EQ(info.family, "llama");
   EXPECT_EQ(info.architecture, "LlamaForCausalLM");
   EXPECT_EQ(info.vocab_size, 320);
   EXPECT_EQ(info.session_len, 500);
+  EXPECT_EQ(info.max_batch_size, 3);
+  EXPECT_EQ(info.max_prefill_token_num, 512);
+  EXPECT_EQ(info.device, "cpu");
+  EXPECT_EQ(info.dtype, "float32");
   EXPECT_EQ(info.kv_blocks, 20);
   EXPECT_EQ(info.kv_block_tokens, 64);
   EXPECT_EQ(info.kv_bytes_per_token, 2 * 2 * 2 * 16 * 4);

@@ -52,6 +52,8 @@ TEST(Memory, TooMuchIsAnErrorThatSaysHowMuch) {
   const Ops& ops = device.ops;
   EXPECT_GT(ops.free_memory(ops.self), size_t{1} << 20);
   EXPECT_LT(ops.free_memory(ops.self), size_t{1} << 50);
+  EXPECT_GE(ops.total_memory(ops.self), ops.free_memory(ops.self));
+  EXPECT_LT(ops.total_memory(ops.self), size_t{1} << 50);
   for (const size_t bytes : {size_t{1} << 50, size_t{0} - 1, size_t{0} - 70}) {
     try {
       ops.alloc(ops.self, bytes);
@@ -80,10 +82,10 @@ TEST(CpuOps, ThreadsAndNames) {
   const Ops ops = cpu_ops(3);
   EXPECT_STREQ(ops.name, "cpu");
   EXPECT_EQ(ops.act_dtype, DType::kF32);
-  EXPECT_EQ(cpu_num_threads(ops), 3);
+  EXPECT_EQ(ops.num_threads, 3);
   ops.destroy(ops.self);
   const Ops all = cpu_ops(0);
-  EXPECT_EQ(cpu_num_threads(all), cpu::available_threads());
+  EXPECT_EQ(all.num_threads, cpu::available_threads());
   all.destroy(all.self);
 }
 

@@ -9,23 +9,26 @@ namespace treadle {
 
 /// Engine options. Every default works; names follow LMDeploy's where one exists.
 struct EngineConfig {
-  /// "auto", "cpu", "cuda" or "cuda:N". "auto" takes a usable GPU when this build has one.
+  /// "auto", "cpu", "cuda" (the first GPU) or "cuda:N". "auto" takes the first GPU that this build
+  /// can run the model on, else the CPU; ModelInfo::device_note says why one is left alone.
   std::string device = "auto";
 
-  /// Type of the KV cache and (on a GPU) of activations: "auto" (as the weights), "float16",
-  /// "bfloat16" or "float32". Weights stay as they are stored; the CPU computes in float32.
+  /// "auto", "float16", "bfloat16" or "float32". On a GPU: type of weights, activations and KV
+  /// cache; "auto" is that of the weights, float16 for float32 weights, and "float32" is refused.
+  /// The CPU computes in float32 and keeps weights as they are stored; there it is the KV cache's
+  /// type, "auto" that of the weights.
   std::string dtype = "auto";
 
   /// Longest history + prompt + output of a sequence, in tokens; 0 = the model's own maximum.
   /// Lowered to what the KV pool holds when that is less.
   int32_t session_len = 0;
 
-  /// Most sequences in one step of the batch loop.
-  int32_t max_batch_size = 64;
+  /// Most sequences in one step of the batch loop; 0 = 64 on a CPU, 256 on a GPU.
+  int32_t max_batch_size = 0;
 
-  /// KV pool: a fraction (0, 1] of the memory left after the weights, or, above 1, a whole number
-  /// of 64-token blocks. 0 = automatic: 0.8 on a GPU; on a CPU what max_batch_size sequences of
-  /// session_len need, but at most half of the free memory and 4 GiB.
+  /// KV pool: a fraction (0, 1] of the memory left after weights and workspace, or, above 1, a
+  /// whole number of 64-token blocks. 0 = automatic: 0.8 on a GPU; on a CPU what max_batch_size
+  /// sequences of session_len need, but at most half of the free memory and 4 GiB.
   double cache_max_entry_count = 0.0;
 
   /// Most prompt tokens computed in one step (chunked prefill); 0 = 512 on a CPU, 8192 on a GPU.

@@ -23,7 +23,9 @@ namespace treadle {
 struct ModelInfo {
   std::string architecture;  ///< as config.json names it
   std::string family;        ///< reader that understood it, for example "llama"
-  std::string device;
+  std::string device;        ///< "cpu" or "cuda:N"
+  std::string device_note;   ///< why device = "auto" leaves a GPU alone; else empty
+  std::string dtype;         ///< of activations: what the device computes in
   std::string weight_dtype;
   std::string kv_dtype;
   int32_t num_layers = 0;
@@ -35,6 +37,8 @@ struct ModelInfo {
   int32_t vocab_size = 0;
   int32_t max_position_embeddings = 0;
   int32_t session_len = 0;  ///< in force, after all limits
+  int32_t max_batch_size = 0;
+  int32_t max_prefill_token_num = 0;
   std::vector<int32_t> eos_token_ids;
   int64_t num_parameters = 0;
   int64_t weight_bytes = 0;

@@ -1,4 +1,4 @@
-// The one file that knows which backends this build holds.
+// The one file that knows which backends this build holds: without CUDA it stands in for cuda/.
 #include "engine/device.h"
 
 #include <charconv>
@@ -8,32 +8,31 @@
 #include "treadle/error.h"
 #include "treadle/version.h"
 
-namespace treadle {
-namespace {
+#if !defined(TREADLE_HAS_CUDA)
 
-#if defined(TREADLE_HAS_CUDA)
+namespace treadle::ops {
 
-constexpr const char* kBackends = "cpu,cuda";
-using ops::cuda_cannot_run;
-using ops::cuda_gpus;
-using ops::cuda_ops;
-
-#else
-
-constexpr const char* kBackends = "cpu";
-
-ops::GpuReport cuda_gpus() {
+GpuReport cuda_gpus() {
   std::error_code ignored;
-  // The driver's own node: there whenever a GPU of its kind can be reached.
+  // The driver's own node: there whenever one of its GPUs can be reached.
   return {.problem = "this build has no CUDA backend (install Treadle with nvcc on PATH)",
           .hidden = std::filesystem::exists("/dev/nvidiactl", ignored)};
 }
-std::string cuda_cannot_run(const ops::GpuModel& /*model*/) { return {}; }
-ops::Ops cuda_ops(int32_t /*device*/, ops::DType /*act_dtype*/) {
-  throw Error(ErrorCode::kInternal, "this build has no CUDA backend");
+
+std::string cuda_cannot_run(const GpuModel& /*model*/) { return {}; }
+
+std::string cuda_library() { return {}; }
+
+Ops cuda_ops(int32_t /*device*/, DType /*act_dtype*/) {
+  throw Error(ErrorCode::kUnsupported, cuda_gpus().problem);
 }
 
+}  // namespace treadle::ops
+
 #endif
+
+namespace treadle {
+namespace {
 
 [[noreturn]] void unsupported(const EngineConfig& config, const std::string& why) {
   throw Error(ErrorCode::kUnsupported, "device = \"" + config.device + "\": " + why);
@@ -47,21 +46,25 @@ ops::DType gpu_dtype(const EngineConfig& config, ops::DType weights) {
   return brain ? ops::DType::kBF16 : ops::DType::kF16;
 }
 
-/// First GPU that this build can run on; -1 when there is none, with what is wrong with the first.
+/// First GPU that this build can run on. Where there is none, `problem` says why not.
 int32_t first_usable(const ops::GpuReport& report, std::string& problem) {
-  problem = report.problem;
   for (size_t i = 0; i < report.gpus.size(); ++i) {
     if (report.gpus[i].problem.empty()) return static_cast<int32_t>(i);
-    if (i == 0) problem = report.gpus[i].name + " " + report.gpus[i].problem;
   }
+  problem = report.problem;
+  if (!report.gpus.empty()) problem = report.gpus[0].name + " " + report.gpus[0].problem;
   return -1;
 }
 
 }  // namespace
 
-const char* backends() noexcept { return kBackends; }
-
-ops::GpuReport find_gpus() { return cuda_gpus(); }
+const char* backends() noexcept {
+#if defined(TREADLE_HAS_CUDA)
+  return "cpu,cuda";
+#else
+  return "cpu";
+#endif
+}
 
 DeviceName parse_device(const std::string& text) {
   using Kind = DeviceName::Kind;
@@ -115,17 +118,18 @@ ChosenBackend select_backend(const EngineConfig& config, const model::ModelSpec&
   if (parse_device(config.device).kind == DeviceName::Kind::kCpu) {
     return {ops::cpu_ops(config.num_threads), ""};
   }
-  DeviceChoice choice = choose_device(config, spec.weight_dtype,
-                                      cuda_cannot_run({.heads = spec.num_heads,
-                                                       .kv_heads = spec.num_kv_heads,
-                                                       .head_dim = spec.head_dim,
-                                                       .rotary_dim = spec.rope.rotary_dim,
-                                                       .hidden = spec.hidden_size,
-                                                       .intermediate = spec.intermediate_size}),
-                                      find_gpus());
+  DeviceChoice choice =
+      choose_device(config, spec.weight_dtype,
+                    ops::cuda_cannot_run({.heads = spec.num_heads,
+                                          .kv_heads = spec.num_kv_heads,
+                                          .head_dim = spec.head_dim,
+                                          .rotary_dim = spec.rope.rotary_dim,
+                                          .hidden = spec.hidden_size,
+                                          .intermediate = spec.intermediate_size}),
+                    ops::cuda_gpus());
   if (choice.gpu) {
     try {
-      return {cuda_ops(*choice.gpu, choice.act_dtype), choice.note};
+      return {ops::cuda_ops(*choice.gpu, choice.act_dtype), choice.note};
     } catch (const Error& error) {
       if (config.device != "auto") throw;
       choice.note = std::string("the GPU is not used: ") + error.what();

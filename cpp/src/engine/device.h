@@ -23,8 +23,8 @@ struct DeviceName {
 DeviceName parse_device(const std::string& text);
 
 struct DeviceChoice {
-  std::optional<int32_t> gpu;                // none = the CPU
-  ops::DType act_dtype = ops::DType::kF16;   // on the GPU
+  std::optional<int32_t> gpu;               // none = the CPU
+  ops::DType act_dtype = ops::DType::kF16;  // on the GPU
   std::string note;  // why "auto" leaves a GPU alone that is there; empty when it does not
 };
 
@@ -33,9 +33,6 @@ struct DeviceChoice {
 /// cannot be had, with what is missing.
 DeviceChoice choose_device(const EngineConfig& config, ops::DType weights,
                            const std::string& model_problem, const ops::GpuReport& report);
-
-/// What this build finds on this machine.
-ops::GpuReport find_gpus();
 
 struct ChosenBackend {
   ops::Ops ops;

@@ -7,12 +7,15 @@
 #include <thread>
 #include <utility>
 
+#include "engine/device.h"
 #include "engine/factory.h"
 #include "engine/loop.h"
+#include "engine/memory_ledger.h"
 #include "engine/options.h"
 #include "loader/loader.h"
 #include "model/decoder.h"
 #include "model/model_options.h"
+#include "model/model_size.h"
 #include "ops/ops.h"
 #include "request/output_channel.h"
 #include "sampler/validate.h"
@@ -20,9 +23,7 @@
 namespace treadle {
 namespace {
 
-constexpr int32_t kDefaultPrefillTokens = 512;
-
-// The backend's memory for as long as the engine lives.
+// The backend for as long as the engine lives.
 struct Backend {
   explicit Backend(ops::Ops table) : ops(table) {}
   ~Backend() { ops.destroy(ops.self); }
@@ -31,6 +32,22 @@ struct Backend {
 
   ops::Ops ops;
 };
+
+model::ModelSpec spec_for(const std::string& path, const EngineConfig& config) {
+  model::ModelSpec spec = loader::read_spec(path);
+  model::apply_options(spec, config.rope_scaling_factor, config.use_logn_attn);
+  return spec;
+}
+
+model::Weights load_weights(const std::string& path, const model::ModelSpec& spec,
+                            const ops::Ops& ops, const EngineConfig& config) {
+  const bool half = ops.act_dtype != ops::DType::kF32;
+  const ops::DType kept = half ? ops.act_dtype : spec.weight_dtype;
+  const MemoryLedger ledger{.weights = model::num_parameters(spec) *
+                                       static_cast<int64_t>(ops::dtype_size(kept))};
+  return ledger.run(ops, "The weights need a device with more memory, or a smaller model",
+                    [&] { return loader::load_weights(path, spec, ops, config.on_load_progress); });
+}
 
 struct PoolMemory {
   PoolMemory(const ops::Ops& table, ops::KvPool shape) : ops(table), pool(shape) {
@@ -85,9 +102,9 @@ void check_request(const Request& request, const ModelInfo& info, int32_t max_ba
 struct Engine::Impl {
   Impl(const std::string& path, const EngineConfig& options, ops::Ops table);
 
-  EngineConfig config;
   Backend backend;
   model::ModelSpec spec;
+  EngineConfig config;  // nothing is left open in it
   model::Weights weights;
   std::unique_ptr<model::Decoder> decoder;
   std::unique_ptr<PoolMemory> pool;
@@ -103,21 +120,11 @@ struct Engine::Impl {
   void fill_info();
 };
 
-namespace {
-
-model::ModelSpec spec_for(const std::string& path, const EngineConfig& config) {
-  model::ModelSpec spec = loader::read_spec(path);
-  model::apply_options(spec, config.rope_scaling_factor, config.use_logn_attn);
-  return spec;
-}
-
-}  // namespace
-
 Engine::Impl::Impl(const std::string& path, const EngineConfig& options, ops::Ops table)
-    : config(options),
-      backend(table),
-      spec(spec_for(path, config)),
-      weights(loader::load_weights(path, spec, backend.ops, config.on_load_progress)) {
+    : backend(table),
+      spec(spec_for(path, options)),
+      config(with_defaults(options, spec, backend.ops.defaults)),
+      weights(load_weights(path, spec, backend.ops, config)) {
   make_decoder_and_pool();
   fill_info();
   inbox = std::make_shared<Inbox>(config.max_queue_size);
@@ -142,31 +149,36 @@ Engine::Impl::Impl(const std::string& path, const EngineConfig& options, ops::Op
 
 void Engine::Impl::make_decoder_and_pool() {
   const ops::Ops& ops = backend.ops;
-  if (config.max_prefill_token_num == 0) config.max_prefill_token_num = kDefaultPrefillTokens;
-  int32_t session_len = wanted_session_len(config, spec);
-  const model::DecoderLimits limits{
-      .max_tokens = config.max_prefill_token_num + config.max_batch_size,
-      .max_rows = config.max_prefill_token_num + 2 * config.max_batch_size,
-      .max_sequences = config.max_batch_size,
-      .session_len = session_len};
-  ops::KvPool shape{.dtype = kv_dtype(config, weights.layers.front().qkv.dtype),
+  const model::DecoderLimits limits = decoder_limits(config);
+  ops::KvPool shape{.dtype = kv_dtype(config, ops, weights.layers.front().qkv.dtype),
                     .num_layers = spec.num_layers,
                     .kv_heads = spec.num_kv_heads,
                     .head_dim = spec.head_dim};
-  const size_t free = ops.free_memory(ops.self);
   const size_t workspace = model::Decoder::workspace_bytes(spec, ops, limits);
-  shape.num_blocks = pool_blocks(config, shape, session_len, free - std::min(free, workspace));
-  pool = std::make_unique<PoolMemory>(ops, shape);
-  decoder = std::make_unique<model::Decoder>(spec, weights, ops, pool->pool, limits);
+  MemoryLedger ledger{.weights = weights.bytes, .workspace = static_cast<int64_t>(workspace)};
+  ledger.run(ops, "Lower cache_max_entry_count (KV pool) or max_prefill_token_num (workspace)",
+             [&] {
+               const size_t free = ops.free_memory(ops.self);
+               shape.num_blocks =
+                   pool_blocks(config, ops.defaults, shape, free - std::min(free, workspace));
+               pool = std::make_unique<PoolMemory>(ops, shape);
+             });
+  ledger.kv_pool = static_cast<int64_t>(shape.block_bytes()) * shape.num_blocks;
+  ledger.run(
+      ops,
+      "Lower max_prefill_token_num or max_batch_size (workspace), or "
+      "cache_max_entry_count (KV pool)",
+      [&] { decoder = std::make_unique<model::Decoder>(spec, weights, ops, pool->pool, limits); });
   // A sequence that is alone must always fit, or it could never finish.
   const int64_t capacity = int64_t{shape.num_blocks} * ops::kBlockTokens;
-  info.session_len = static_cast<int32_t>(std::min<int64_t>(session_len, capacity));
+  info.session_len = static_cast<int32_t>(std::min<int64_t>(config.session_len, capacity));
 }
 
 void Engine::Impl::fill_info() {
   info.architecture = spec.architecture;
   info.family = spec.family;
   info.device = backend.ops.name;
+  info.dtype = ops::dtype_name(backend.ops.act_dtype);
   info.weight_dtype = ops::dtype_name(weights.layers.front().qkv.dtype);
   info.kv_dtype = ops::dtype_name(pool->pool.dtype);
   info.num_layers = spec.num_layers;
@@ -177,6 +189,8 @@ void Engine::Impl::fill_info() {
   info.head_dim = spec.head_dim;
   info.vocab_size = spec.vocab_size;
   info.max_position_embeddings = spec.max_position_embeddings;
+  info.max_batch_size = config.max_batch_size;
+  info.max_prefill_token_num = config.max_prefill_token_num;
   info.eos_token_ids = spec.eos_token_ids;
   info.num_parameters = weights.num_parameters;
   info.weight_bytes = weights.bytes;
@@ -185,21 +199,22 @@ void Engine::Impl::fill_info() {
   info.kv_blocks = pool->pool.num_blocks;
   info.kv_pool_bytes = static_cast<int64_t>(pool->pool.block_bytes()) * info.kv_blocks;
   info.kv_block_tokens = ops::kBlockTokens;
-  info.num_threads = ops::cpu_num_threads(backend.ops);
-}
-
-ops::Ops select_backend(const EngineConfig& config) {
-  check_config(config);
-  return ops::cpu_ops(config.num_threads);
+  info.num_threads = backend.ops.num_threads;
 }
 
 std::unique_ptr<Engine> EngineFactory::load(const std::string& path, const EngineConfig& config,
-                                            ops::Ops backend) {
-  return std::unique_ptr<Engine>(new Engine(std::make_unique<Engine::Impl>(path, config, backend)));
+                                            ops::Ops backend, const std::string& device_note) {
+  auto impl = std::make_unique<Engine::Impl>(path, config, backend);
+  impl->info.device_note = device_note;
+  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
 std::unique_ptr<Engine> Engine::load(const std::string& path, const EngineConfig& config) {
-  return EngineFactory::load(path, config, select_backend(config));
+  check_config(config);
+  model::ModelSpec spec = spec_for(path, config);
+  spec.weight_dtype = loader::stored_dtype(path, spec);
+  const ChosenBackend chosen = select_backend(config, spec);
+  return EngineFactory::load(path, config, chosen.ops, chosen.note);
 }
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

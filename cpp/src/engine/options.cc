@@ -5,6 +5,7 @@
 #include <limits>
 #include <string>
 
+#include "engine/device.h"
 #include "kv/kv_cache.h"
 #include "treadle/error.h"
 
@@ -12,7 +13,9 @@ namespace treadle {
 namespace {
 
 constexpr int32_t kMaxBatchSize = 4096;
-constexpr double kAutoPoolBytes = 4.0 * 1024 * 1024 * 1024;
+// An automatic pool has at most as many blocks: 16 million tokens. More would only cost the host
+// memory, where a small model meets a big GPU.
+constexpr double kAutoPoolBlocks = 1 << 18;
 
 [[noreturn]] void invalid(const std::string& field, const std::string& value,
                           const std::string& right) {
@@ -40,20 +43,14 @@ std::string mebibytes(double bytes) {
 }  // namespace
 
 void check_config(const EngineConfig& config) {
-  if (config.device != "auto" && config.device != "cpu") {
-    const bool cuda = config.device == "cuda" || config.device.starts_with("cuda:");
-    if (!cuda)
-      invalid("device", '"' + config.device + '"', "\"auto\", \"cpu\", \"cuda\" or \"cuda:N\"");
-    throw Error(ErrorCode::kUnsupported,
-                "device = \"" + config.device + "\": this build has no CUDA backend; use \"cpu\"");
-  }
+  parse_device(config.device);
   if (config.dtype != "auto" && config.dtype != "float16" && config.dtype != "bfloat16" &&
       config.dtype != "float32") {
     invalid("dtype", '"' + config.dtype + '"',
             "\"auto\", \"float16\", \"bfloat16\" or \"float32\"");
   }
   check_range("session_len", config.session_len, 0, 1 << 24);
-  check_range("max_batch_size", config.max_batch_size, 1, kMaxBatchSize);
+  check_range("max_batch_size", config.max_batch_size, 0, kMaxBatchSize);
   check_range("max_prefill_token_num", config.max_prefill_token_num, 0, 1 << 20);
   check_range("num_threads", config.num_threads, 0, 1024);
   check_range("max_queue_size", config.max_queue_size, 1, std::numeric_limits<int32_t>::max());
@@ -77,30 +74,46 @@ void check_config(const EngineConfig& config) {
   }
 }
 
-ops::DType kv_dtype(const EngineConfig& config, ops::DType weights) {
+EngineConfig with_defaults(EngineConfig config, const model::ModelSpec& spec,
+                           const ops::Defaults& defaults) {
+  if (config.max_batch_size == 0) config.max_batch_size = defaults.max_batch_size;
+  if (config.max_prefill_token_num == 0) config.max_prefill_token_num = defaults.prefill_tokens;
+  if (config.session_len == 0) config.session_len = spec.max_position_embeddings;
+  return config;
+}
+
+model::DecoderLimits decoder_limits(const EngineConfig& config) {
+  return {.max_tokens = config.max_prefill_token_num + config.max_batch_size,
+          .max_rows = config.max_prefill_token_num + 2 * config.max_batch_size,
+          .max_sequences = config.max_batch_size,
+          .session_len = config.session_len};
+}
+
+ops::DType kv_dtype(const EngineConfig& config, const ops::Ops& ops, ops::DType weights) {
+  if (ops.act_dtype != ops::DType::kF32) return ops.act_dtype;
   if (config.dtype == "float16") return ops::DType::kF16;
   if (config.dtype == "bfloat16") return ops::DType::kBF16;
   if (config.dtype == "float32") return ops::DType::kF32;
   return weights;
 }
 
-int32_t wanted_session_len(const EngineConfig& config, const model::ModelSpec& spec) {
-  return config.session_len > 0 ? config.session_len : spec.max_position_embeddings;
-}
-
-int32_t pool_blocks(const EngineConfig& config, const ops::KvPool& shape, int32_t session_len,
-                    size_t free_bytes) {
+int32_t pool_blocks(const EngineConfig& config, const ops::Defaults& defaults,
+                    const ops::KvPool& shape, size_t free_bytes) {
   const auto block = static_cast<double>(shape.block_bytes());
   const auto free = static_cast<double>(free_bytes);
   const double entries = config.cache_max_entry_count;
-  const auto need = static_cast<double>(kv::blocks_for(session_len)) * config.max_batch_size;
   double blocks = 0;
   if (entries > 1.0) {
     blocks = entries;
   } else if (entries > 0.0) {
     blocks = std::floor(free * entries / block);
   } else {
-    blocks = std::min(need, std::floor(std::min(free / 2, kAutoPoolBytes) / block));
+    const double most =
+        std::min(free * defaults.pool_fraction, static_cast<double>(defaults.pool_bytes));
+    blocks = std::min(std::floor(most / block), kAutoPoolBlocks);
+    const auto need =
+        static_cast<double>(kv::blocks_for(config.session_len)) * config.max_batch_size;
+    if (defaults.pool_to_need) blocks = std::min(blocks, need);
   }
   if (blocks < 1.0 || blocks * block > free) {
     throw Error(

@@ -16,6 +16,10 @@ namespace treadle::loader {
 /// that would change results and is not implemented; the message names file, field and value.
 model::ModelSpec read_spec(const std::string& directory);
 
+/// Type of the checkpoint's projections, which config.json may state wrongly or not at all. Throws
+/// Error as load_weights does.
+ops::DType stored_dtype(const std::string& directory, const model::ModelSpec& spec);
+
 /// Maps the directory's safetensors, checks every tensor against the spec before any is used, and
 /// hands them to the backend. `progress(done, total)` in bytes, may be empty. spec.weight_dtype is
 /// only what config.json declares; each tensor's own dtype counts.

@@ -225,6 +225,14 @@ class Loader {
 
 }  // namespace
 
+ops::DType stored_dtype(const std::string& directory, const ModelSpec& spec) {
+  const Checkpoint checkpoint(directory);
+  const std::string name = tensor_names(spec).layers.front().qkv.front().weight_name();
+  const Checkpoint::Entry* entry = checkpoint.find(name);
+  const bool known = entry != nullptr && entry->tensor.type->weight;
+  return known ? *entry->tensor.type->weight : spec.weight_dtype;
+}
+
 Weights load_weights(const std::string& directory, const ModelSpec& spec, const ops::Ops& ops,
                      const Progress& progress) {
   const Checkpoint checkpoint(directory);

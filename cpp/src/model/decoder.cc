@@ -7,10 +7,6 @@
 namespace treadle::model {
 namespace {
 
-// Logits are made for at most this many bytes of rows at a time: a prompt with prompt_logprobs
-// wants one row per token.
-constexpr size_t kLogitBytes = size_t{32} << 20;
-
 constexpr size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 }  // namespace
@@ -31,7 +27,9 @@ struct Decoder::Layout {
     const auto vocab_bytes = static_cast<size_t>(spec.vocab_size) * sizeof(float);
     const auto block_table =
         (static_cast<size_t>(limits.session_len) + ops::kBlockTokens - 1) / ops::kBlockTokens + 1;
-    max_logit_rows = static_cast<int32_t>(std::clamp<size_t>(kLogitBytes / vocab_bytes, 1, rows));
+    // A prompt with prompt_logprobs wants one row per token: they are made in several passes.
+    max_logit_rows = static_cast<int32_t>(
+        std::clamp<size_t>(ops.defaults.logit_bytes / vocab_bytes, 1, rows));
 
     const auto take = [this](size_t bytes) { return std::exchange(total, total + aligned(bytes)); };
     const auto half = static_cast<size_t>(spec.rope.rotary_dim) / 2;

@@ -111,16 +111,29 @@ struct CopyBlockParams {
   int32_t dst = 0;
 };
 
+/// Sizes that suit a backend, where the configuration leaves them open.
+struct Defaults {
+  int32_t max_batch_size = 64;
+  int32_t prefill_tokens = 512;  // most prompt tokens in one step
+  double pool_fraction = 0.8;    // of the memory left after weights and workspace, for the KV pool
+  size_t pool_bytes = SIZE_MAX;  // most for the KV pool
+  bool pool_to_need = false;     // no more than max_batch_size sequences of session_len need
+  size_t logit_bytes = size_t{32} << 20;  // of logits that are computed at a time
+};
+
 /// A backend: memory, weights and operations. `self` is passed to every function.
 struct Ops {
   const char* name = "";  // "cpu", "cuda:0"
   DType act_dtype = DType::kF32;
+  int32_t num_threads = 0;  // of the host that compute; 0 where a device does
+  Defaults defaults;
   void* self = nullptr;
 
   // Memory. alloc returns zeroed memory aligned to 64 bytes or throws Error(kOutOfMemory).
   void* (*alloc)(void* self, size_t bytes) = nullptr;
   void (*release)(void* self, void* ptr) = nullptr;
-  size_t (*free_memory)(void* self) = nullptr;  // bytes that can still be allocated
+  size_t (*free_memory)(void* self) = nullptr;   // bytes that can still be allocated
+  size_t (*total_memory)(void* self) = nullptr;  // bytes there are, free or not
   void (*upload)(void* self, void* dst, const void* host, size_t bytes, Stream) = nullptr;
   void (*download)(void* self, void* host, const void* src, size_t bytes, Stream) = nullptr;
   void (*synchronize)(void* self, Stream) = nullptr;
@@ -157,8 +170,5 @@ struct Ops {
 /// The portable backend with `num_threads` threads, the caller's included (0 = the cores this
 /// process may run on). Release with ops.destroy(ops.self).
 Ops cpu_ops(int32_t num_threads);
-
-/// Threads the CPU backend really uses.
-int32_t cpu_num_threads(const Ops& ops);
 
 }  // namespace treadle::ops

@@ -128,6 +128,10 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("trained for", f"{facts['max_position_embeddings']} tokens"),
         ("weights", weights),
         *_text_rows(facts),
+        (
+            "device",
+            facts["device"] + (f" ({facts['device_note']})" if facts["device_note"] else ""),
+        ),
         ("end tokens", " ".join(map(str, facts["eos_token_ids"])) or "-"),
         ("KV cache", f"{_size(facts['kv_bytes_per_token'])} per token ({facts['kv_dtype']})"),
         (

@@ -26,7 +26,7 @@ _SAMPLING = (
 #: The same for EngineConfig.
 _ENGINE = (
     ("device", str, "NAME", '"auto", "cpu", "cuda" or "cuda:N"'),
-    ("dtype", str, "TYPE", "KV cache type: auto, float16, bfloat16, float32"),
+    ("dtype", str, "TYPE", "auto, float16, bfloat16, float32 (on a CPU: of the KV cache)"),
     ("session-len", int, "N", "longest history + prompt + output, in tokens"),
     ("max-batch-size", int, "N", "most sequences in one step"),
     ("cache-max-entry-count", float, "X", "KV pool: fraction of free memory, or blocks above 1"),

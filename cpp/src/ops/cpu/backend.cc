@@ -38,10 +38,19 @@ Ops make_ops(int num_threads, Isa isa) {
   Ops ops;
   ops.name = "cpu";
   ops.act_dtype = DType::kF32;
-  ops.self = new Backend(num_threads, isa);
+  ops.defaults = {.max_batch_size = 64,
+                  .prefill_tokens = 512,
+                  .pool_fraction = 0.5,
+                  .pool_bytes = size_t{4} << 30,
+                  .pool_to_need = true,
+                  .logit_bytes = size_t{32} << 20};
+  auto* made = new Backend(num_threads, isa);
+  ops.num_threads = made->pool.num_threads();
+  ops.self = made;
   ops.alloc = [](void* self, size_t bytes) { return backend(self).memory.allocate(bytes); };
   ops.release = [](void* self, void* ptr) { backend(self).memory.release(ptr); };
   ops.free_memory = [](void* /*self*/) { return available_memory(); };
+  ops.total_memory = [](void* /*self*/) { return total_memory(); };
   ops.upload = copy;
   ops.download = copy;
   ops.synchronize = [](void* /*self*/, Stream /*stream*/) {};
@@ -70,10 +79,6 @@ Ops make_ops(int num_threads, Isa isa) {
 
 Ops cpu_ops(int32_t num_threads) {
   return cpu::make_ops(num_threads, cpu::supported_isas().back());
-}
-
-int32_t cpu_num_threads(const Ops& ops) {
-  return static_cast<cpu::Backend*>(ops.self)->pool.num_threads();
 }
 
 }  // namespace treadle::ops

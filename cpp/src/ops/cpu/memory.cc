@@ -7,6 +7,7 @@
 #include <fstream>
 #include <limits>
 #include <string>
+#include <string_view>
 
 #include <treadle/error.h>
 
@@ -38,37 +39,55 @@ size_t read_number(const char* path, size_t missing) {
   return file >> value ? value : missing;
 }
 
-}  // namespace
+constexpr size_t kUnlimited = std::numeric_limits<size_t>::max();
 
-size_t available_memory() {
-  constexpr size_t kUnlimited = std::numeric_limits<size_t>::max();
-  size_t available = kUnlimited;
-  std::ifstream meminfo("/proc/meminfo");
+/// A line of /proc/meminfo in bytes, kUnlimited where there is none.
+size_t meminfo(std::string_view wanted) {
+  std::ifstream file("/proc/meminfo");
   std::string key;
   size_t kib = 0;
   std::string unit;
-  while (meminfo >> key >> kib) {
-    std::getline(meminfo, unit);
-    if (key == "MemAvailable:") available = kib * 1024;
+  while (file >> key >> kib) {
+    std::getline(file, unit);
+    if (key == wanted) return kib * 1024;
   }
+  return kUnlimited;
+}
+
+size_t physical_memory() {
 #if defined(_SC_PHYS_PAGES)
-  if (available == kUnlimited) {
-    available = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) *
-                static_cast<size_t>(sysconf(_SC_PAGESIZE)) / 2;
-  }
+  return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+#else
+  return kUnlimited;
 #endif
-  const char* groups[][2] = {
-      {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-      {"/sys/fs/cgroup/memory/memory.limit_in_bytes",
-       "/sys/fs/cgroup/memory/memory.usage_in_bytes"},
-  };
-  for (const auto& [limit_path, usage_path] : groups) {
+}
+
+// A control group's limit and what is used of it.
+constexpr const char* kGroups[][2] = {
+    {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
+    {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"},
+};
+
+}  // namespace
+
+size_t available_memory() {
+  size_t available = meminfo("MemAvailable:");
+  if (available == kUnlimited) available = physical_memory() / 2;
+  for (const auto& [limit_path, usage_path] : kGroups) {
     const size_t limit = read_number(limit_path, kUnlimited);
     if (limit == kUnlimited) continue;
     const size_t usage = read_number(usage_path, 0);
     available = std::min(available, limit > usage ? limit - usage : 0);
   }
   return available;
+}
+
+size_t total_memory() {
+  size_t total = std::min(meminfo("MemTotal:"), physical_memory());
+  for (const auto& [limit_path, usage_path] : kGroups) {
+    total = std::min(total, read_number(limit_path, kUnlimited));
+  }
+  return total;
 }
 
 #if defined(__SANITIZE_ADDRESS__) || !(defined(__unix__) || defined(__APPLE__))

@@ -44,4 +44,7 @@ class Memory {
 /// allows less.
 size_t available_memory();
 
+/// Bytes of memory that this process could have if it were alone.
+size_t total_memory();
+
 }  // namespace treadle::ops::cpu
