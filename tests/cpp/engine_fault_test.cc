@@ -89,6 +89,70 @@ TEST_F(EngineFaults, AFailingDeviceEndsEveryRequestWithItsCause) {
   }
 }
 
+// What a GPU does after an error that its context does not survive: everything fails from then on,
+// cleaning up included, whichever operation met it first.
+TEST_F(EngineFaults, ADeviceThatIsLostForGoodEndsEveryRequestWithItsCause) {
+#ifdef TREADLE_TEST_OVERLAP
+  const char* finish = "wait";
+#else
+  const char* finish = "synchronize";
+#endif
+  for (const char* operation : {"upload", "embed", "linear", "qkv", "attention", "gather", "sample",
+                                "download", finish}) {
+    SCOPED_TRACE(operation);
+    faults.reset();
+    const auto failing = engine();
+    Stream early = failing->submit(greedy(some_ids(5, 1), 2));
+    EXPECT_EQ(read(early).tokens.size(), 2U);
+    faults.calls = 0;
+    faults.sticky = true;
+    faults.fail_in = operation;
+    std::vector<Stream> streams = submit_many(*failing);
+    for (Stream& stream : streams) {
+      while (auto out = stream.next()) {
+        if (out->finish_reason == FinishReason::kNone) continue;
+        EXPECT_EQ(out->finish_reason, FinishReason::kError);
+        EXPECT_EQ(out->error, ErrorCode::kDevice);
+        EXPECT_NE(out->error_message.find("fell off the bus"), std::string::npos);
+      }
+    }
+    ASSERT_TRUE(eventually([&] { return !failing->health().ok; }));
+    EXPECT_NE(failing->health().cause.find("fell off the bus"), std::string::npos);
+    expect_error(ErrorCode::kDevice, {"fell off the bus", "loaded again"},
+                 [&] { failing->submit(greedy(some_ids(5, 1), 2)); });
+    failing->shutdown(10.0);
+  }
+}
+
+TEST_F(EngineFaults, MemoryThatDoesNotSufficeIsToldWithWhatTakesIt) {
+  const auto fails = [](size_t most_bytes, const std::vector<std::string>& parts) {
+    faults.reset();
+    faults.most_bytes = most_bytes;
+    expect_error(ErrorCode::kOutOfMemory, parts, [] { engine(); });
+    EXPECT_EQ(faults.alive, 0);
+  };
+  const std::vector<std::string> ledger = {" MiB free; weights ", ", workspace ", ", KV pool "};
+  const auto with = [&](std::vector<std::string> parts) {
+    parts.insert(parts.end(), ledger.begin(), ledger.end());
+    return parts;
+  };
+  const ModelInfo sizes = engine()->info();
+  const auto pool = static_cast<size_t>(sizes.kv_pool_bytes);
+  const auto workspace = static_cast<size_t>(sizes.workspace_bytes);
+  fails(16, with({"cannot allocate", "a smaller model"}));
+  fails(std::min(pool, workspace) - 1, with({"cannot allocate", "max_prefill_token_num"}));
+  fails(std::max(pool, workspace) - 1, with({"cannot allocate", "cache_max_entry_count"}));
+  // A full device while it runs ends the requests, like any other fault there.
+  faults.reset();
+  const auto failing = engine();
+  faults.kind = Faults::Kind::kOutOfMemory;
+  faults.fail_in = "linear";
+  const Result r = run(*failing, greedy(some_ids(5, 1), 2));
+  EXPECT_EQ(r.reason, FinishReason::kError);
+  EXPECT_NE(r.message.find("device is full"), std::string::npos) << r.message;
+  EXPECT_FALSE(failing->health().ok);
+}
+
 TEST_F(EngineFaults, AFaultAtAnyMomentOfLoadingIsAnErrorAndLeaksNothing) {
   faults.kind = Faults::Kind::kDevice;
   for (int64_t at = 1;; ++at) {
