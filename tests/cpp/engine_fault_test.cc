@@ -97,8 +97,8 @@ TEST_F(EngineFaults, ADeviceThatIsLostForGoodEndsEveryRequestWithItsCause) {
 #else
   const char* finish = "synchronize";
 #endif
-  for (const char* operation : {"upload", "embed", "linear", "qkv", "attention", "gather", "sample",
-                                "download", finish}) {
+  for (const char* operation :
+       {"upload", "embed", "linear", "qkv", "attention", "gather", "sample", "download", finish}) {
     SCOPED_TRACE(operation);
     faults.reset();
     const auto failing = engine();
