@@ -181,6 +181,7 @@ Ops cuda_ops(int32_t device, DType act_dtype) {
   ops.act_dtype = act_dtype;
   ops.defaults = {.max_batch_size = 256,
                   .prefill_tokens = 8192,
+                  .mixed_prefill_tokens = 256,
                   .pool_fraction = 0.8,
                   .logit_bytes = size_t{256} << 20};
   ops.alloc = [](void* self, size_t bytes) { return gpu::allocate(gpu::backend(self), bytes); };

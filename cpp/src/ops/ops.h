@@ -114,7 +114,8 @@ struct CopyBlockParams {
 /// Sizes that suit a backend, where the configuration leaves them open.
 struct Defaults {
   int32_t max_batch_size = 64;
-  int32_t prefill_tokens = 512;  // most prompt tokens in one step
+  int32_t prefill_tokens = 512;      // most prompt tokens in one step
+  int32_t mixed_prefill_tokens = 0;  // SchedulerLimits::mixed_prefill_tokens
   double pool_fraction = 0.8;    // of the memory left after weights and workspace, for the KV pool
   size_t pool_bytes = SIZE_MAX;  // most for the KV pool
   bool pool_to_need = false;     // no more than max_batch_size sequences of session_len need
