@@ -228,17 +228,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu_suite")
     parser.add_argument("--work", type=Path, help="where to link the extension (default: OUT/work)")
     parser.add_argument("--limit", type=float, help="seconds for each section")
-    parser.add_argument(
-        "extra",
-        nargs="*",
-        help="after --: arguments for pytest, tools for sanitize, or arguments for the bench",
+    parser.epilog = (
+        "After -- : arguments for pytest, tools for sanitize, or arguments for the bench."
     )
-    args = parser.parse_args()
+    argv = sys.argv[1:]
+    end = argv.index("--") if "--" in argv else len(argv)
+    args, extra = parser.parse_args(argv[:end]), argv[end + 1 :]
     names = args.only.split(",")
     unknown = sorted(set(names) - set(SECTIONS))
     if unknown:
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    if args.extra and len(names) > 1:
+    if extra and len(names) > 1:
         parser.error("arguments after -- need --only with one section")
     args.out.mkdir(parents=True, exist_ok=True)
     suite = Suite(args.folder, args.out, args.work or args.out / "work", args.out / "log.txt")
@@ -247,7 +247,7 @@ def main() -> int:
         started = time.monotonic()
         suite.begin(args.limit or LIMITS[name])
         try:
-            results[name] = SECTIONS[name](suite, args.extra)
+            results[name] = SECTIONS[name](suite, extra)
         except (OSError, RuntimeError) as error:
             results[name] = Counts(failed=1, failures=[str(error)])
         results[name].seconds = round(time.monotonic() - started, 1)
