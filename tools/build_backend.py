@@ -81,13 +81,18 @@ def release(nvcc: Path) -> int | None:
     return int(match[1]) if match else None
 
 
+def site_folders() -> set[str]:
+    """Where Python packages are. An isolated build's sys.path lacks the interpreter's own."""
+    return {*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+
+
 def has_header(nvcc: Path, major: int) -> bool:
     """Whether cublasLt.h is in the toolkit, or in a package of the interpreter's installation."""
     # nvcc on PATH may be a script that calls the toolkit's.
     top = re.search(r"TOP=(.+)", ask(nvcc, "--dryrun", "-c", "-x", "cu", os.devnull))
     toolkit = Path(top[1].strip()) if top else nvcc.parent.parent
     folders = [toolkit / "include", *toolkit.glob("targets/*/include")]
-    for site in {*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+    for site in site_folders():
         folders += [Path(site, "nvidia", name, "include") for name in (f"cu{major}", "cublas")]
     return any((folder / "cublasLt.h").exists() for folder in folders)
 
