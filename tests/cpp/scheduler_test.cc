@@ -246,20 +246,23 @@ TEST(Scheduler, LongPromptsRunInChunksBesideDecodes) {
   EXPECT_EQ(steps, 5);
 }
 
-// A prompt alone runs in large chunks; beside decodes the chunks are small, but grow with them.
+// A prompt alone runs in large chunks; beside decodes the chunks are small, but grow with them; a
+// burst of prompts runs in large chunks again.
 TEST(Scheduler, MixedStepsBoundTheirPromptTokens) {
-  Simulation sim(256,
-                 {.max_batch_size = 50, .max_prefill_tokens = 1000, .mixed_prefill_tokens = 60});
-  sim.add(900, 90);
+  Simulation sim(512,
+                 {.max_batch_size = 60, .max_prefill_tokens = 1000, .mixed_prefill_tokens = 60});
+  for (int i = 0; i < 8; ++i) sim.add(100, 90);
   sim.step();
-  EXPECT_EQ(sim.decision().num_tokens, 900);
+  EXPECT_EQ(sim.decision().num_tokens, 800);
   auto& prompt = sim.add(200, 2);
   sim.step();
-  EXPECT_EQ(sim.decision().num_decode, 1);
-  EXPECT_EQ(sim.decision().num_tokens, 1 + 60);
+  EXPECT_EQ(sim.decision().num_decode, 8);
+  EXPECT_EQ(sim.decision().num_tokens, 8 + 60);
   while (!prompt.finished) ASSERT_TRUE(sim.step());
-  for (int i = 0; i < 39; ++i) sim.add(1, 60);
-  for (int i = 0; i < 2; ++i) sim.step();
+  for (int i = 0; i < 32; ++i) sim.add(10, 60);
+  sim.step();
+  EXPECT_EQ(sim.decision().num_decode, 8);
+  EXPECT_EQ(sim.decision().num_tokens, 8 + 320);
   sim.add(500, 2);
   sim.step();
   EXPECT_EQ(sim.decision().num_decode, 40);

@@ -122,7 +122,10 @@ Answer ask(Engine& engine, const Ids& ids, std::optional<uint64_t> session = {})
 void run(const std::string& path, Report& report, bool own_attention) {
   const auto cpu = load(path, ops::cpu_ops(0));
   ops::Ops table = ops::cuda_ops(0);
-  if (!own_attention) table.attention = reference_attention;
+  if (!own_attention) {
+    table.attention = reference_attention;
+    table.replay = nullptr;  // it waits for the device, which cannot be recorded
+  }
   const auto gpu = load(path, table);
   std::printf("engine on %s, %s attention\n", gpu->info().device.c_str(),
               own_attention ? "the backend's" : "reference");

@@ -9,6 +9,9 @@ namespace {
 // Prompts advance by at least this many tokens a step, however many sequences decode.
 constexpr int32_t kMinPrefillTokens = 64;
 
+// More prompts at once than this may be a burst.
+constexpr int32_t kBurst = 7;
+
 bool ranks_before(const Sequence* a, const Sequence* b) { return a->ranks_before(*b); }
 bool ranks_after(const Sequence* a, const Sequence* b) { return b->ranks_before(*a); }
 
@@ -121,6 +124,10 @@ int32_t Scheduler::prompt_budget(int32_t num_decode) const {
   const int32_t all = limits_.max_prefill_tokens;
   const int32_t budget = std::max(all - num_decode, std::min(all, kMinPrefillTokens));
   if (num_decode == 0 || limits_.mixed_prefill_tokens == 0) return budget;
+  const auto in_line =
+      std::min(static_cast<int32_t>(waiting_.size()), limits_.max_batch_size - slots_used_);
+  const int32_t prompts = static_cast<int32_t>(running_.size()) - num_decode + in_line;
+  if (prompts > std::max(kBurst, num_decode / 4)) return budget;
   return std::min(budget, std::max(limits_.mixed_prefill_tokens, 2 * num_decode));
 }
 

@@ -31,8 +31,9 @@ struct SchedulerLimits {
   int32_t max_batch_size = 64;
   int32_t max_prefill_tokens = 512;  // prompt tokens per step
   // Prompt tokens of a step in which sequences decode: at most so many, or twice the decode tokens
-  // where that is more. Bounds how long a stream waits for its next token while prompts come in.
-  // 0 = max_prefill_tokens.
+  // where that is more. Bounds how long a stream waits for its next token while prompts come in. In
+  // a burst, where eight prompts or more wait and a quarter as many as sequences decode, the
+  // prompts count more: no such bound. 0 = max_prefill_tokens.
   int32_t mixed_prefill_tokens = 0;
 };
 
