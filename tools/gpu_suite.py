@@ -228,9 +228,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu_suite")
     parser.add_argument("--work", type=Path, help="where to link the extension (default: OUT/work)")
     parser.add_argument("--limit", type=float, help="seconds for each section")
-    parser.epilog = (
-        "After -- : arguments for pytest, tools for sanitize, or arguments for the bench."
-    )
+    parser.epilog = "After --: arguments for pytest, tools for sanitize, arguments for the bench."
     argv = sys.argv[1:]
     end = argv.index("--") if "--" in argv else len(argv)
     args, extra = parser.parse_args(argv[:end]), argv[end + 1 :]

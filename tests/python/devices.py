@@ -22,8 +22,10 @@ class Device:
     name: str
     #: The type nearest to float32 that the model can be computed in.
     dtype: str
-    #: Largest difference of a log-probability from float32, or between two ways to compute it.
+    #: Largest difference of a log-probability from float32.
     tolerance: float
+    #: The same between two ways to compute it, on the small models of `reference`.
+    jitter: float
     #: Below this difference of the two best log-probabilities either may be the largest.
     near_tie: float
     #: The same to the last bit in any batch, in whatever chunks, with reused blocks or without.
@@ -36,11 +38,15 @@ class Device:
         return Engine.from_pretrained(path, **({"device": self.name} | options))
 
     def fit(self, config: dict[str, Any], *, split: bool = False) -> dict[str, Any]:
-        """The configuration of a small model, with heads of a size that the device has. With
-        ``split`` they divide the hidden size, for families that do not name their size."""
+        """The configuration of a small model, with sizes that the device has: heads as they come,
+        the others multiples of 8. With ``split`` the heads divide the hidden size, for families
+        that do not name their size."""
+        if self.name == "cpu":
+            return config
+        config = config | {"intermediate_size": (config["intermediate_size"] + 7) // 8 * 8}
         heads = config["num_attention_heads"]
         size = config.get("head_dim") or config["hidden_size"] // heads
-        if self.name == "cpu" or size in GPU_HEAD_DIMS:
+        if size in GPU_HEAD_DIMS:
             return config
         size = GPU_HEAD_DIMS[size // 8 % 4]
         return config | ({"hidden_size": heads * size} if split else {"head_dim": size})
@@ -48,10 +54,15 @@ class Device:
     def content(self, outputs: Sequence[SequenceOutput]) -> list[Content]:
         """What can be compared with the same request's outputs from elsewhere."""
         assert all(o.error is None for o in outputs), [o.error for o in outputs]
-        tolerance = 0.0 if self.exact else self.tolerance
         return [
-            Content(o.token_ids.tolist(), o.logprobs, o.prompt_logprobs, o.finish_reason, tolerance)
-            for o in outputs
+            Content(
+                token_ids=output.token_ids.tolist(),
+                logprobs=output.logprobs,
+                prompt_logprobs=output.prompt_logprobs,
+                finish_reason=output.finish_reason,
+                tolerance=self.jitter,
+            )
+            for output in outputs
         ]
 
 
@@ -90,8 +101,8 @@ class Content:
         )
 
 
-CPU = Device("cpu", "float32", tolerance=1e-4, near_tie=1e-4, exact=True)
-CUDA = Device("cuda", "float16", tolerance=0.03, near_tie=0.05, exact=False)
+CPU = Device("cpu", "float32", tolerance=1e-4, jitter=0.0, near_tie=1e-4, exact=True)
+CUDA = Device("cuda", "float16", tolerance=0.05, jitter=0.03, near_tie=0.05, exact=False)
 DEVICES = {device.name: device for device in (CPU, CUDA)}
 
 
@@ -104,6 +115,7 @@ def of(engine: Engine) -> Device:
         device,
         dtype="bfloat16",
         tolerance=8 * device.tolerance,
+        jitter=8 * device.jitter,
         near_tie=8 * device.near_tie,
     )
 

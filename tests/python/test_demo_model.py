@@ -125,9 +125,9 @@ def test_the_longest_prompt(exact: Engine, model: HfModel, long_ids: list[int]) 
 
 @pytest.mark.parametrize("chunk", [7, 64, 100])
 def test_chunked_prefill(
-    chunk: int, device: Device, exact: Engine, demo_path: str, long_ids: list[int]
+    chunk: int, device: Device, exact: Engine, model: HfModel, demo_path: str, long_ids: list[int]
 ) -> None:
-    """Any cut of the prompt gives the same; that it is right is tested above."""
+    """Any cut of the prompt gives the same, on the CPU to the last bit."""
     prompt = long_ids[:700]
     options = {"max_new_tokens": 20, "logprobs": 2}
     whole = device.content([reference.run(exact, prompt, **options)])
@@ -135,6 +135,9 @@ def test_chunked_prefill(
     with device.load(
         demo_path, dtype=device.dtype, max_prefill_token_num=chunk, num_threads=2
     ) as engine:
+        if not device.exact:
+            check(engine, model, prompt, 20)
+            return
         for _ in range(2):  # computed, then with the first one's blocks
             assert device.content([reference.run(engine, prompt, **options)]) == whole
         cut = reference.run(engine, prompt, prompt_logprobs=2, **options)

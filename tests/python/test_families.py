@@ -544,9 +544,9 @@ def test_chunks_do_not_matter(device: Device, tmp_path: Path) -> None:
 
 def test_generate_gives_the_same_tokens(device: Device, tmp_path: Path) -> None:
     """Greedy generation from end to end, until the reference's two best tokens are almost equal."""
-    model = qwen3(device)
+    model = qwen3(device) if device.exact else reference.stand_out(qwen3(device))
     reference.save(model, tmp_path)
-    prompt = reference.random_ids(70, model.config.vocab_size, seed=2)
+    prompt = reference.random_ids(70, model.config.vocab_size)
     result = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),  # no id of it is padding
