@@ -158,6 +158,22 @@ void check_device(int32_t device) {
   }
 }
 
+std::unique_ptr<Backend> make_backend(int32_t device, ops::DType act_dtype) {
+  try {
+    check_device(device);
+    return std::make_unique<Backend>(device, act_dtype);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kOutOfMemory) throw;
+    size_t free = 0;
+    size_t total = 0;
+    (void)cudaGetLastError();
+    (void)cudaMemGetInfo(&free, &total);
+    throw Error(ErrorCode::kOutOfMemory, device_name(device) +
+                                             " is full: " + std::to_string(free >> 20) + " of " +
+                                             std::to_string(total >> 20) + " MiB are free");
+  }
+}
+
 }  // namespace
 }  // namespace treadle::cuda
 
@@ -174,8 +190,7 @@ Ops cuda_ops(int32_t device, DType act_dtype) {
     gpu::throw_unsupported(std::string("activations of type ") + dtype_name(act_dtype) +
                            "; use float16 or bfloat16");
   }
-  gpu::check_device(device);
-  auto made = std::make_unique<gpu::Backend>(device, act_dtype);
+  std::unique_ptr<gpu::Backend> made = gpu::make_backend(device, act_dtype);
   Ops ops;
   ops.name = made->name.c_str();
   ops.act_dtype = act_dtype;

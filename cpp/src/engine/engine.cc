@@ -156,20 +156,23 @@ void Engine::Impl::make_decoder_and_pool() {
                     .kv_heads = spec.num_kv_heads,
                     .head_dim = spec.head_dim};
   const size_t workspace = model::Decoder::workspace_bytes(spec, ops, limits);
+  const char* advice =
+      "Lower max_prefill_token_num or max_batch_size (workspace), cache_max_entry_count (KV pool), "
+      "or what else takes the memory";
   MemoryLedger ledger{.weights = weights.bytes, .workspace = static_cast<int64_t>(workspace)};
-  ledger.run(ops, "Lower cache_max_entry_count (KV pool) or max_prefill_token_num (workspace)",
-             [&] {
-               const size_t free = ops.free_memory(ops.self);
-               shape.num_blocks =
-                   pool_blocks(config, ops.defaults, shape, free - std::min(free, workspace));
-               pool = std::make_unique<PoolMemory>(ops, shape);
-             });
+  if (config.cache_max_entry_count > 1.0) {
+    ledger.kv_pool = static_cast<int64_t>(config.cache_max_entry_count *
+                                          static_cast<double>(shape.block_bytes()));
+  }
+  ledger.run(ops, advice, [&] {
+    const size_t free = ops.free_memory(ops.self);
+    shape.num_blocks = pool_blocks(config, ops.defaults, shape, free - std::min(free, workspace));
+    pool = std::make_unique<PoolMemory>(ops, shape);
+  });
   ledger.kv_pool = static_cast<int64_t>(shape.block_bytes()) * shape.num_blocks;
-  ledger.run(
-      ops,
-      "Lower max_prefill_token_num or max_batch_size (workspace), or "
-      "cache_max_entry_count (KV pool)",
-      [&] { decoder = std::make_unique<model::Decoder>(spec, weights, ops, pool->pool, limits); });
+  ledger.run(ops, advice, [&] {
+    decoder = std::make_unique<model::Decoder>(spec, weights, ops, pool->pool, limits);
+  });
   // A sequence that is alone must always fit, or it could never finish.
   const int64_t capacity = int64_t{shape.num_blocks} * ops::kBlockTokens;
   info.session_len = static_cast<int32_t>(std::min<int64_t>(config.session_len, capacity));

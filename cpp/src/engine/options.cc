@@ -36,8 +36,11 @@ void check_range(const char* field, T value, T low, T high) {
   invalid(field, text(value), "between " + text(low) + " and " + text(high));
 }
 
+/// Blocks of small models are less than one.
 std::string mebibytes(double bytes) {
-  return std::to_string(static_cast<int64_t>(bytes / (1024.0 * 1024.0))) + " MiB";
+  const double value = bytes / (1024.0 * 1024.0);
+  std::string text = std::to_string(value);
+  return text.substr(0, text.find('.') + (value < 10.0 ? 3 : 0)) + " MiB";
 }
 
 }  // namespace
@@ -116,12 +119,11 @@ int32_t pool_blocks(const EngineConfig& config, const ops::Defaults& defaults,
     if (defaults.pool_to_need) blocks = std::min(blocks, need);
   }
   if (blocks < 1.0 || blocks * block > free) {
-    throw Error(
-        ErrorCode::kOutOfMemory,
-        "the KV pool does not fit: " + std::to_string(static_cast<int64_t>(std::max(blocks, 1.0))) +
-            " blocks of " + mebibytes(block) + " need " + mebibytes(std::max(blocks, 1.0) * block) +
-            ", " + mebibytes(free) + " are free after weights and workspace; lower " +
-            "cache_max_entry_count or free memory");
+    const double wanted = std::max(blocks, 1.0);
+    throw Error(ErrorCode::kOutOfMemory,
+                "the KV pool does not fit: " + std::to_string(static_cast<int64_t>(wanted)) +
+                    " blocks of " + mebibytes(block) + " need " + mebibytes(wanted * block) + ", " +
+                    mebibytes(free) + " are left for it; cache_max_entry_count sets its size");
   }
   return static_cast<int32_t>(std::min(blocks, 2.0e9));
 }
