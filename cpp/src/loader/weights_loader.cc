@@ -145,8 +145,7 @@ class Loader {
     }
     out = ops_.make_linear(ops_.self, pieces.data(), static_cast<int32_t>(pieces.size()), in,
                            bias.empty() ? nullptr : bias.data(), silu_mul);
-    const ops::DType kept = mixed ? ops::DType::kF32 : first;
-    weights.bytes += rows * in * static_cast<int64_t>(ops::dtype_size(kept)) +
+    weights.bytes += rows * in * static_cast<int64_t>(ops::dtype_size(out.dtype)) +
                      static_cast<int64_t>(bias.size() * sizeof(float));
     finish(used, weights);
   }

@@ -28,8 +28,8 @@ struct Decoder::Layout {
     const auto block_table =
         (static_cast<size_t>(limits.session_len) + ops::kBlockTokens - 1) / ops::kBlockTokens + 1;
     // A prompt with prompt_logprobs wants one row per token: they are made in several passes.
-    max_logit_rows = static_cast<int32_t>(
-        std::clamp<size_t>(ops.defaults.logit_bytes / vocab_bytes, 1, rows));
+    max_logit_rows =
+        static_cast<int32_t>(std::clamp<size_t>(ops.defaults.logit_bytes / vocab_bytes, 1, rows));
 
     const auto take = [this](size_t bytes) { return std::exchange(total, total + aligned(bytes)); };
     const auto half = static_cast<size_t>(spec.rope.rotary_dim) / 2;

@@ -76,8 +76,8 @@ struct KvPool {
 /// 0..num_decode-1 bring one token each, the others query_len[s] >= 1.
 /// All arrays live where the backend computes. T tokens, S sequences.
 ///
-/// A decode sequence with context_len 0 and block -1 is padding, which keeps a recorded step's shape
-/// (Ops::replay): its K and V go nowhere and its attention is zero.
+/// A decode sequence with context_len 0 and block -1 is padding, which keeps a recorded step's
+/// shape (Ops::replay): its K and V go nowhere and its attention is zero.
 struct SequenceBatch {
   int32_t num_tokens = 0;     // T
   int32_t num_sequences = 0;  // S
