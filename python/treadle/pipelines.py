@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -138,15 +139,17 @@ class Pipeline:
 
     def _stream(self, specs: Iterator[RequestSpec | ActiveRequest]) -> Iterator[Response]:
         told: set[tuple[int, int]] = set()
-        for request in RequestPool(self.engine, specs, stream=True).run():
-            for state in request.states:
-                output = state.take()
-                key = (output.index, output.continuation)
-                if key in told or not (len(output.new_token_ids) or output.finished):
-                    continue
-                if output.finished:
-                    told.add(key)
-                yield Response.of(output)
+        # Closing this generator must close that one, which cancels; letting go of it may come later.
+        with closing(RequestPool(self.engine, specs, stream=True).run()) as requests:
+            for request in requests:
+                for state in request.states:
+                    output = state.take()
+                    key = (output.index, output.continuation)
+                    if key in told or not (len(output.new_token_ids) or output.finished):
+                        continue
+                    if output.finished:
+                        told.add(key)
+                    yield Response.of(output)
 
     def _specs(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from treadle.errors import DeviceError, QueueFullError, ShutdownError, TreadleError
@@ -35,7 +35,7 @@ class RequestPool:
         self._active: dict[int, ActiveRequest] = {}
         self._refused_by_queue: RequestSpec | None = None
 
-    def run(self) -> Iterator[ActiveRequest]:
+    def run(self) -> Generator[ActiveRequest, None, None]:
         """Closing the iterator cancels what still runs. What the engine refuses is yielded, ended
         by the error; only a closed or broken engine raises."""
         started = time.monotonic()
