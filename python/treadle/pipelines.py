@@ -139,7 +139,7 @@ class Pipeline:
 
     def _stream(self, specs: Iterator[RequestSpec | ActiveRequest]) -> Iterator[Response]:
         told: set[tuple[int, int]] = set()
-        # Closing this generator must close that one, which cancels; letting go of it may come later.
+        # Closing this generator must close that one, which cancels: letting go may come later.
         with closing(RequestPool(self.engine, specs, stream=True).run()) as requests:
             for request in requests:
                 for state in request.states:
