@@ -139,10 +139,6 @@ void call_plain(void* self, const Params& params, ops::Stream stream) {
   Function(params, backend(self).stream_of(stream));
 }
 
-void sample_rows(Backend& b, const ops::SampleParams& p, cudaStream_t stream) {
-  sample(p, b.sampling, stream);
-}
-
 void check_device(int32_t device) {
   const ops::GpuReport report = ops::cuda_gpus();
   if (report.gpus.empty()) throw_unsupported(report.problem);
@@ -196,7 +192,7 @@ Ops cuda_ops(int32_t device, DType act_dtype) {
   ops.act_dtype = act_dtype;
   ops.defaults = {.max_batch_size = 256,
                   .prefill_tokens = 8192,
-                  .mixed_prefill_tokens = 256,
+                  .mixed_prefill_tokens = 384,
                   .pool_fraction = 0.8,
                   .logit_bytes = size_t{256} << 20};
   ops.alloc = [](void* self, size_t bytes) { return gpu::allocate(gpu::backend(self), bytes); };
@@ -236,7 +232,7 @@ Ops cuda_ops(int32_t device, DType act_dtype) {
   ops.attention = gpu::call_with_backend<AttentionParams, gpu::attention>;
   ops.gather = gpu::call<GatherParams, gpu::gather>;
   ops.copy_block = gpu::call_plain<CopyBlockParams, gpu::copy_block>;
-  ops.sample = gpu::call_with_backend<SampleParams, gpu::sample_rows>;
+  ops.sample = gpu::call_plain<SampleParams, gpu::sample>;
   ops.replay = [](void* self, uint64_t key, void (*body)(void*), void* context, Stream stream) {
     gpu::Backend& b = gpu::backend(self);
     b.graphs.run(key, body, context, b.stream_of(stream));
