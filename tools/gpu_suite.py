@@ -31,6 +31,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,6 +171,10 @@ def run_python(suite: Suite, extra: list[str]) -> Counts:
     counts = Counts()
     report = suite.out / "pytest.xml"
     options = ["-q", "-p", "no:cacheprovider", "--device", "cuda", f"--junitxml={report}"]
+    if find_spec("xdist") is not None:
+        # The tests are small for a GPU: several processes share it. (pytest-benchmark warns of
+        # that, and a warning is an error here.)
+        options += ["-n", str(min(12, os.cpu_count() or 1)), "-p", "no:benchmark"]
     command = [sys.executable, "-m", "pytest", *options, *(extra or ["tests/python"])]
     status, _ = suite.run(command, suite.python_path())
     for name, outcome in outcomes(report):

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import treadle
+from devices import Device
 from treadle.cli.generate import read_jobs
 from treadle.errors import ConfigError
 
@@ -33,6 +34,10 @@ def run(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         check=False,
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )
+
+
+def on(device: Device) -> list[str]:
+    return ["--device", device.name]
 
 
 def test_version() -> None:
@@ -100,8 +105,8 @@ def test_what_fails_says_so_in_one_line(args: list[str], message: str) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_chat_reads_a_pipe() -> None:
-    result = run("chat", "--stats", stdin=f"{ZHEJIANG}\n\n这有什么好吃的\n")
+def test_chat_reads_a_pipe(device: Device) -> None:
+    result = run("chat", *on(device), "--stats", stdin=f"{ZHEJIANG}\n\n这有什么好吃的\n")
     assert result.returncode == 0
     answers = result.stdout.splitlines()
     assert answers[0] == ANSWER
@@ -112,7 +117,7 @@ def test_chat_reads_a_pipe() -> None:
     assert "cached" in speeds[1]  # the second turn sent only what is new
 
 
-def test_chat_commands() -> None:
+def test_chat_commands(device: Device) -> None:
     lines = [
         "/help",
         "/stats",
@@ -123,7 +128,7 @@ def test_chat_commands() -> None:
         "/exit",
         "never read",
     ]
-    result = run("chat", stdin="\n".join(lines))
+    result = run("chat", *on(device), stdin="\n".join(lines))
     assert result.returncode == 0
     answers = result.stdout.splitlines()
     assert answers[0] == ANSWER
@@ -133,10 +138,10 @@ def test_chat_commands() -> None:
         assert part in result.stderr
 
 
-def test_chat_with_a_stop_word_and_a_limit() -> None:
-    result = run("chat", "--stop", "省会", "--seed", "1", stdin=ZHEJIANG)
+def test_chat_with_a_stop_word_and_a_limit(device: Device) -> None:
+    result = run("chat", *on(device), "--stop", "省会", "--seed", "1", stdin=ZHEJIANG)
     assert result.stdout == "浙江的\n"
-    result = run("chat", "--ignore-eos", "--max-new-tokens", "3", stdin=ZHEJIANG)
+    result = run("chat", *on(device), "--ignore-eos", "--max-new-tokens", "3", stdin=ZHEJIANG)
     assert "cut off" in result.stderr
 
 
@@ -173,8 +178,8 @@ def terminal(*args: str) -> Iterator[tuple[subprocess.Popen[bytes], Any, Any]]:
         os.close(mine)
 
 
-def test_chat_on_a_terminal() -> None:
-    with terminal("chat") as (process, expect, interrupt):
+def test_chat_on_a_terminal(device: Device) -> None:
+    with terminal("chat", *on(device)) as (process, expect, interrupt):
         expect("> ")
         expect(ANSWER, ZHEJIANG + "\n")
         expect("西湖醋鱼", "这有什么好吃的\n")
@@ -190,8 +195,8 @@ def test_chat_on_a_terminal() -> None:
         assert process.wait(timeout=60) == 130
 
 
-def test_ctrl_c_stops_an_answer_and_the_chat_goes_on() -> None:
-    with terminal("chat", "--ignore-eos", "--max-new-tokens", "1900") as (
+def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(device: Device) -> None:
+    with terminal("chat", *on(device), "--ignore-eos", "--max-new-tokens", "1900") as (
         process,
         expect,
         interrupt,
@@ -210,8 +215,8 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on() -> None:
         assert process.wait(timeout=60) == 130
 
 
-def test_generate_one_prompt() -> None:
-    result = run("generate", "-p", "What is 37 + 48?")
+def test_generate_one_prompt(device: Device) -> None:
+    result = run("generate", *on(device), "-p", "What is 37 + 48?")
     assert result.returncode == 0
     (line,) = result.stdout.splitlines()
     assert json.loads(line) == {
@@ -222,25 +227,27 @@ def test_generate_one_prompt() -> None:
         "output_tokens": 11,
     }
     assert result.stderr == ""  # no progress bar where nobody sees it
-    assert run("generate", "-p", "What is 37 + 48?", "--text").stdout == "37 + 48 = 85\n"
+    assert (
+        run("generate", *on(device), "-p", "What is 37 + 48?", "--text").stdout == "37 + 48 = 85\n"
+    )
 
 
-def test_generate_a_file(tmp_path: Path) -> None:
+def test_generate_a_file(device: Device, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text(f"What is 37 + 48?\n\n{ZHEJIANG}\n", encoding="utf-8")
     out = tmp_path / "out.jsonl"
-    result = run("generate", "-f", str(tmp_path / "in.txt"), "-o", str(out))
+    result = run("generate", *on(device), "-f", str(tmp_path / "in.txt"), "-o", str(out))
     assert (result.returncode, result.stdout) == (0, "")
     texts = [json.loads(line)["text"] for line in out.read_text(encoding="utf-8").splitlines()]
     assert texts == ["37 + 48 = 85", ANSWER]
 
 
-def test_generate_jsonl_from_stdin() -> None:
+def test_generate_jsonl_from_stdin(device: Device) -> None:
     records = [
         {"id": "a", "prompt": "What is 37 + 48?"},
         {"messages": [{"role": "user", "content": ZHEJIANG}]},
         {"id": 3, "prompt": "The sky " * 3000},
     ]
-    result = run("generate", "-f", "-", stdin="\n".join(map(json.dumps, records)))
+    result = run("generate", *on(device), "-f", "-", stdin="\n".join(map(json.dumps, records)))
     assert result.returncode == 1
     first, second, third = map(json.loads, result.stdout.splitlines())
     assert (first["id"], first["text"]) == ("a", "37 + 48 = 85")
@@ -251,9 +258,11 @@ def test_generate_jsonl_from_stdin() -> None:
     assert "1 of 3 prompts failed" in result.stderr
 
 
-def test_generate_options() -> None:
+def test_generate_options(device: Device) -> None:
     args = ["--raw", "-n", "2", "--temperature", "1.5", "--seed", "3", "--max-new-tokens", "4"]
-    first, again = (run("generate", "-p", "The sky", *args, "--logprobs", "1") for _ in range(2))
+    first, again = (
+        run("generate", *on(device), "-p", "The sky", *args, "--logprobs", "1") for _ in range(2)
+    )
     assert first.stdout == again.stdout
     records = [json.loads(line) for line in first.stdout.splitlines()]
     assert [record.get("continuation", 0) for record in records] == [0, 1]
