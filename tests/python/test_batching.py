@@ -143,13 +143,15 @@ def test_preempted_sequences_lose_nothing(engines: Engines) -> None:
     assert engine.stats().preemptions > before
 
 
-def test_continuations_are_preempted_one_by_one(engines: Engines) -> None:
+def test_continuations_are_preempted_one_by_one(device: Device, engines: Engines) -> None:
     engine = engines.mixed["crowded"]
     before = engine.stats().preemptions
     options = {"max_new_tokens": 180, "ignore_eos": True, "random_seed": 4, "logprobs": 1}
     batch = [
         Job(100, (i,), tuple((options | {"n": 3, "do_sample": True}).items())) for i in range(3)
     ]
+    if not device.exact:
+        batch = [job.greedy() for job in batch]
     assert run_together(engine, batch) == [engines.alone(job) for job in batch]
     assert engine.stats().preemptions > before
 

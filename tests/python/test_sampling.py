@@ -255,11 +255,12 @@ def frequencies(drawn: npt.NDArray[np.int64], vocab_size: int) -> npt.NDArray[np
 
 
 def check_frequencies(
-    drawn: npt.NDArray[np.int64], expected: npt.NDArray[np.float64], support: npt.NDArray[np.bool_]
+    device: Device, drawn: npt.NDArray[np.int64], expected: npt.NDArray[np.float64]
 ) -> None:
-    """Within five standard deviations, which no seed misses by chance; nothing outside."""
+    """Within five standard deviations, which no seed misses by chance; nothing outside, but for
+    what half precision moves across the bound of top_k, top_p or min_p."""
     observed = frequencies(drawn, len(expected))
-    assert not observed[~support].any()
+    assert observed[expected == 0].sum() <= (0 if device.exact else 0.005)
     deviation = np.sqrt(expected * (1 - expected) / drawn.size)
     assert (np.abs(observed - expected) <= 5 * deviation + 2 / drawn.size).all()
     assert observed[expected > 0.01].all()
@@ -304,7 +305,7 @@ def test_draws_follow_the_distribution(
     warped = LogitsProcessorList(warpers)(torch.tensor([open_prompt]), logits)
     expected = torch.softmax(warped[0], -1).numpy()
     assert np.count_nonzero(expected > 0.001) > 2  # something to choose from
-    check_frequencies(draw(exact, open_prompt, **options), expected, expected > 0)
+    check_frequencies(devices.of(exact), draw(exact, open_prompt, **options), expected)
 
 
 def test_penalties_come_before_the_draw(
@@ -322,7 +323,7 @@ def test_penalties_come_before_the_draw(
     drawn = draw(
         exact, open_prompt, logit_bias=bias, bad_words=[best[2:3]], temperature=1.4, top_p=0.8
     )
-    check_frequencies(drawn, expected, expected > 0)
+    check_frequencies(devices.of(exact), drawn, expected)
 
 
 def test_draws_are_independent(exact: Engine, open_prompt: list[int]) -> None:
