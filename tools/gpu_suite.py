@@ -84,6 +84,7 @@ class Suite:
         left = self._deadline - time.monotonic()
         if left <= 0:
             return -1, "no time left"
+        began = time.monotonic()
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -101,7 +102,8 @@ class Suite:
             os.killpg(process.pid, signal.SIGKILL)
             output, _ = process.communicate()
             status = -1
-        shown = f"$ {shlex.join(command)}\n{output}\n[status {status}]\n"
+        seconds = time.monotonic() - began
+        shown = f"$ {shlex.join(command)}\n{output}\n[status {status}, {seconds:.1f} s]\n"
         print(shown, flush=True)
         with self._log.open("a", encoding="utf-8") as log:
             log.write(shown)
@@ -155,10 +157,12 @@ def run_ops(suite: Suite, _: list[str]) -> Counts:
 
 def run_sanitize(suite: Suite, extra: list[str]) -> Counts:
     counts = Counts()
-    for program in suite.programs(r"\w+_test"):
+    tools = [name for name in extra if name in SANITIZERS] or SANITIZERS
+    names = [name for name in extra if name not in SANITIZERS]
+    for program in suite.programs("|".join(names) or r"\w+_test"):
         if program.name in NOT_SANITIZED:
             continue
-        for tool in extra or SANITIZERS:
+        for tool in tools:
             status, output = suite.run(
                 ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", str(program)]
             )
@@ -233,7 +237,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu_suite")
     parser.add_argument("--work", type=Path, help="where to link the extension (default: OUT/work)")
     parser.add_argument("--limit", type=float, help="seconds for each section")
-    parser.epilog = "After --: arguments for pytest, tools for sanitize, arguments for the bench."
+    parser.epilog = "After --: arguments for pytest or the bench, tools and programs for sanitize."
     argv = sys.argv[1:]
     end = argv.index("--") if "--" in argv else len(argv)
     args, extra = parser.parse_args(argv[:end]), argv[end + 1 :]
