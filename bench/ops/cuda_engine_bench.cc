@@ -1,8 +1,9 @@
-// The whole engine on the GPU: decode step by batch size and time to first token, on any model
-// directory. Greedy, end tokens ignored, prefix cache off, fresh random prompts. A decode step is
+// The whole engine on the GPU without Python, for a quick look and for profilers (the figures that
+// count are bench/engine/gpu_workloads.py's): decode step by batch size and time to first token, on
+// any model directory. Greedy, end tokens ignored, prefix cache off, fresh random prompts. A decode step is
 // (T(n) - T(1)) / (n - 1), T(n) the time until every request has its n tokens.
 //
-// Usage: cuda_engine_bench <model directory> [output tokens, default 128]
+// Usage: cuda_engine_bench <model directory> [output tokens, default 256]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -75,7 +76,7 @@ int main(int argc, char** argv) {
     std::printf("usage: %s <model directory> [output tokens]\n", argv[0]);
     return 2;
   }
-  const int output = argc > 2 ? std::atoi(argv[2]) : 128;
+  const int output = argc > 2 ? std::atoi(argv[2]) : 256;
   const Clock::time_point start = Clock::now();
   EngineConfig config;
   config.max_batch_size = 256;
