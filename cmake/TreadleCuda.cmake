@@ -54,8 +54,8 @@ if(NOT treadle_nvcc_version MATCHES "release ([0-9]+\\.[0-9]+)")
 endif()
 set(treadle_nvcc_version "${CMAKE_MATCH_1}")
 if(treadle_nvcc_version VERSION_LESS treadle_oldest_toolkit)
-  treadle_no_cuda(WARNING "${CMAKE_CUDA_COMPILER} is CUDA ${treadle_nvcc_version}; "
-                  "${treadle_oldest_toolkit} or newer is needed.")
+  treadle_no_cuda(WARNING "${CMAKE_CUDA_COMPILER} is CUDA ${treadle_nvcc_version}, "
+                  "but ${treadle_oldest_toolkit} or newer is needed.")
 endif()
 string(REGEX MATCH "^[0-9]+" treadle_cuda_major "${treadle_nvcc_version}")
 
@@ -149,7 +149,7 @@ if(treadle_cuda STREQUAL "AUTO" AND NOT CMAKE_CUDA_COMPILER_LOADED)
   check_language(CUDA)
   if(NOT CMAKE_CUDA_COMPILER)
     unset(CMAKE_CUDA_COMPILER CACHE)  # looked for again the next time
-    treadle_no_cuda(WARNING "nvcc does not work with this C++ compiler; CMake's log says why.")
+    treadle_no_cuda(WARNING "nvcc does not work with this C++ compiler (CMake's log says why).")
   endif()
 endif()
 enable_language(CUDA)
