@@ -42,7 +42,6 @@ struct Backend {
   StagingRing uploads;
   ReturnBuffer downloads;
   BulkUploader weights;
-  SampleWorkspace sampling;
   Scratch normed;          // [tokens][K] the normalised input of a product
   Scratch gate_up;         // [tokens][2 * intermediate] between a product and its gated activation
   Scratch decode_scratch;  // attention_decode's workspace

@@ -13,24 +13,46 @@ __device__ __forceinline__ void replace_finite(float& logit, double value) {
   logit = static_cast<float>(value < -limit ? -limit : value > limit ? limit : value);
 }
 
-/// True in exactly one thread for each token since the bitmap was cleared.
-__device__ __forceinline__ bool first_to_see(uint32_t* bitmap, int token) {
-  const uint32_t bit = 1U << (token % 32);
-  return (atomicOr(&bitmap[token / 32], bit) & bit) == 0;
-}
-
-__device__ __forceinline__ void clear_bitmap(uint32_t* bitmap, int vocab) {
-  for (int i = threadIdx.x; i < (vocab + 31) / 32; i += kRowThreads) bitmap[i] = 0;
+/// Penalties of the tokens [begin, end). marks: [end - begin]
+__device__ inline void penalize(const ops::SampleRow& r, float* logits, int begin, int end,
+                                uint32_t* marks) {
+  // A token's mark: bit 0 says that it was met, the rest counts it in the output.
+  constexpr uint32_t kMet = 1;
+  constexpr uint32_t kOnce = 2;
+  for (int i = threadIdx.x; i < end - begin; i += kRowThreads) marks[i] = 0;
   __syncthreads();
+  const auto for_each_token = [&](int from, auto&& f) {
+    for (int i = from + threadIdx.x; i < r.history_len; i += kRowThreads) {
+      const int token = r.history[i];
+      if (token >= begin && token < end) f(logits[token], marks[token - begin]);
+    }
+    __syncthreads();
+  };
+  if (r.repetition_penalty != 1.0F) {
+    for_each_token(0, [&](float& x, uint32_t& mark) {
+      if ((atomicOr(&mark, kMet) & kMet) != 0) return;
+      replace_finite(
+          x, x > 0.0F ? double{x} / r.repetition_penalty : double{x} * r.repetition_penalty);
+    });
+  }
+  if (ops::counts_tokens(r)) {
+    for_each_token(r.output_begin, [&](float&, uint32_t& mark) { atomicAdd(&mark, kOnce); });
+    for_each_token(r.output_begin, [&](float& x, uint32_t& mark) {
+      const uint32_t count = atomicAnd(&mark, kMet) / kOnce;
+      if (count == 0) return;
+      replace_finite(x, __dsub_rn(__dsub_rn(x, r.presence_penalty),
+                                  __dmul_rn(double{r.frequency_penalty}, count)));
+    });
+  }
 }
 
-/// `counts`: [vocab] zeros, left as zeros; null where no row counts tokens.
-__device__ inline void adjust_row(const ops::SampleRow& r, float* logits, int vocab,
-                                  int32_t* counts, uint32_t* bitmap) {
-  const auto in_vocab = [vocab](int token) { return token >= 0 && token < vocab; };
+/// Changes the logits of the tokens [begin, end) of a row. `marks`: shared memory for `room` marks.
+__device__ inline void adjust_part(const ops::SampleRow& r, float* logits, int begin, int end,
+                                   uint32_t* marks, int room) {
+  const auto mine = [=](int token) { return token >= begin && token < end; };
   for (int i = threadIdx.x; i < r.bias_count; i += kRowThreads) {
     const int token = r.bias[i].token;
-    if (!in_vocab(token)) continue;
+    if (!mine(token)) continue;
     bool first = true;
     for (int j = 0; j < i && first; ++j) first = r.bias[j].token != token;
     if (!first) continue;
@@ -49,38 +71,13 @@ __device__ inline void adjust_row(const ops::SampleRow& r, float* logits, int vo
   }
   __syncthreads();
 
-  if (r.repetition_penalty != 1.0F && r.history_len > 0) {
-    clear_bitmap(bitmap, vocab);
-    for (int i = threadIdx.x; i < r.history_len; i += kRowThreads) {
-      const int token = r.history[i];
-      if (!in_vocab(token) || !first_to_see(bitmap, token)) continue;
-      const float x = logits[token];
-      replace_finite(logits[token], x > 0.0F ? double{x} / r.repetition_penalty
-                                             : double{x} * r.repetition_penalty);
+  if (r.history_len > 0 && (r.repetition_penalty != 1.0F || ops::counts_tokens(r))) {
+    for (int from = begin; from < end; from += room) {
+      penalize(r, logits, from, min(from + room, end), marks);
     }
-    __syncthreads();
   }
-
-  if ((r.presence_penalty != 0.0F || r.frequency_penalty != 0.0F) &&
-      r.output_begin < r.history_len) {
-    clear_bitmap(bitmap, vocab);
-    for (int i = r.output_begin + threadIdx.x; i < r.history_len; i += kRowThreads) {
-      if (in_vocab(r.history[i])) atomicAdd(&counts[r.history[i]], 1);
-    }
-    __syncthreads();
-    for (int i = r.output_begin + threadIdx.x; i < r.history_len; i += kRowThreads) {
-      const int token = r.history[i];
-      if (!in_vocab(token) || !first_to_see(bitmap, token)) continue;
-      const int count = atomicExch(&counts[token], 0);
-      const double x = logits[token];
-      replace_finite(logits[token], __dsub_rn(__dsub_rn(x, r.presence_penalty),
-                                              __dmul_rn(double{r.frequency_penalty}, count)));
-    }
-    __syncthreads();
-  }
-
   for (int i = threadIdx.x; i < r.barred_count; i += kRowThreads) {
-    if (in_vocab(r.barred[i])) logits[r.barred[i]] = -INFINITY;
+    if (mine(r.barred[i])) logits[r.barred[i]] = -INFINITY;
   }
   __syncthreads();
 }

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <bit>
 #include <string>
 
 #include "common/dispatch.h"
@@ -12,172 +11,88 @@
 namespace treadle::cuda {
 namespace {
 
-// top-k up to this is gathered into shared memory; more groups' best would bound too loosely.
-constexpr int kMostGathered = 512;
-
-/// What one pass over the row tells.
-struct Scan {
-  uint64_t best_key;
-  GroupBest groups;
-  bool damaged;    // a NaN or +inf
-  double weight;   // sum of exp((x - max) * scale), or 0 when it was not wanted
-  double softmax;  // sum of exp(x - max), likewise
-};
-
-constexpr float kLog2E = 1.4426950408889634F;
-
-/// A thread's sum of exp((x - max) * scale) while the maximum is still rising.
-struct RisingSum {
-  float slope;  // log2(e) * scale
-  double sum = 0.0;
-
-  __device__ void raise(float from, float to) { sum *= fast_exp2((from - to) * slope); }
-  __device__ void add(const float4& v, float max) {
-    sum += (fast_exp2((v.x - max) * slope) + fast_exp2((v.y - max) * slope)) +
-           (fast_exp2((v.z - max) * slope) + fast_exp2((v.w - max) * slope));
-  }
-};
-
-/// The block's sum, the same in every thread. `lanes`: kRowWarps values of shared memory.
-__device__ double block_sum(double x, double* lanes) {
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(0xffffffffU, x, d);
-  if (threadIdx.x % 32 == 0) lanes[threadIdx.x / 32] = x;
-  __syncthreads();
-  double sum = 0.0;
-  for (int w = 0; w < kRowWarps; ++w) sum += lanes[w];
-  return sum;
-}
-
-template <bool kWeight, bool kSoftmax>
-__device__ Scan scan_row(Row& row, RowShared& s) {
-  float best[2] = {-INFINITY, -INFINITY};
-  int id[2] = {0, 0};
-  float least = FLT_MAX;
-  bool damaged = false;
-  float top = -FLT_MAX;
-  RisingSum weight{fminf(row.scale * kLog2E, FLT_MAX)};
-  RisingSum softmax{kLog2E};
-  const auto meet = [&](float v, int i, int group) {
-    damaged |= !(v <= FLT_MAX);
-    if (v > best[group]) {
-      best[group] = v;
-      id[group] = i;
-    }
-    if (v > -INFINITY) least = fminf(least, v);
-  };
-  for_each_four(row, 0, row.vocab, threadIdx.x, kRowThreads, [&](const float4& v, int i) {
-    meet(v.x, i, 0);
-    meet(v.y, i + 1, 1);
-    meet(v.z, i + 2, 0);
-    meet(v.w, i + 3, 1);
-    if constexpr (kWeight || kSoftmax) {
-      const float higher = fmaxf(top, fmaxf(best[0], best[1]));
-      if (higher > top) {
-        if constexpr (kWeight) weight.raise(top, higher);
-        if constexpr (kSoftmax) softmax.raise(top, higher);
-        top = higher;
-      }
-      if constexpr (kWeight) weight.add(v, top);
-      if constexpr (kSoftmax) softmax.add(v, top);
-    }
-  });
-
-  Scan scan{};
-  scan.groups = {{best[0], best[1]}};
-  scan.damaged = __syncthreads_or(damaged) != 0;
-  uint64_t key = max(rank_key(best[0], id[0]), rank_key(best[1], id[1]));
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) {
-    key = max(key, __shfl_xor_sync(0xffffffffU, key, d));
-    least = fminf(least, __shfl_xor_sync(0xffffffffU, least, d));
-  }
-  if (threadIdx.x % 32 == 0) {
-    s.warp_u64[threadIdx.x / 32] = key;
-    s.warp_f32[threadIdx.x / 32] = least;
-  }
-  __syncthreads();
-  for (int w = 0; w < kRowWarps; ++w) {
-    key = max(key, s.warp_u64[w]);
-    least = fminf(least, s.warp_f32[w]);
-  }
-  scan.best_key = key;
-  row.max = logit_of(key);
-  row.min = fminf(least, row.max);
-  if constexpr (kWeight) {
-    weight.raise(top, row.max);
-    scan.weight = block_sum(weight.sum, s.warp_f64);
-  }
-  if constexpr (kSoftmax) {
-    softmax.raise(top, row.max);
-    scan.softmax = block_sum(softmax.sum, s.warp_f64 + kRowWarps);
-  }
-  __syncthreads();
-  return scan;
-}
-
-__device__ int draw_token(const ops::SampleRow& r, const Row& row, const Scan& scan, RowShared& s) {
+/// The token in the block that found it, -1 in the team's others.
+template <bool kCluster>
+__device__ __forceinline__ int draw_token(const ops::SampleRow& r, int vocab,
+                                          const Part<kCluster>& part, const Scan& scan,
+                                          RowShared& s, const Team<kCluster>& team) {
   const Filters filters{r.top_p, r.min_p, ops::sample_uniform(r.seed, r.stream, r.position)};
-  const bool by_rank = r.top_k > 0 && r.top_k < row.vocab;
+  const bool by_rank = r.top_k > 0 && r.top_k < vocab;
   const bool by_mass = r.top_p < 1.0F;
-  if (!by_rank && !by_mass) return draw_from_row(row, filters, 0, s);
-  if (!by_rank || r.top_k <= kMostGathered) {
-    const TopFound top = gather_top(row, scan.groups, by_rank ? r.top_k : kMostGathered, s);
+  if (!by_rank && !by_mass) return draw_from_row(part, filters, 0, s, team);
+  if (!by_rank || r.top_k <= most_gathered(team)) {
+    const TopFound top = gather_top(part, scan.groups, by_rank ? r.top_k : 0,
+                                    double{r.top_p} * scan.weight, s, team);
     if (top.count > 0) {
-      const int count = by_rank ? min(r.top_k, top.count) : top.count;
-      const double total = by_rank ? 0.0 : scan.weight * kWeightUnit;
-      const int token = draw_from_keys(row, filters, count, total, by_rank || top.all, s);
-      if (token >= 0) return token;
+      if (team.rank == 0) {
+        const int count = by_rank ? min(r.top_k, top.count) : top.count;
+        const int kept = kept_keys(part, filters.top_p, count, top.total, s);
+        if (static_cast<int>(threadIdx.x) < team.size) {
+          *team.at(&s.found_bin, threadIdx.x) = kept;
+          *team.at(&s.found_u64, threadIdx.x) = kept > 0 ? s.keys[kept - 1] : 0;
+        }
+      }
+      team.sync();
+      const int kept = s.found_bin;
+      // Drawing takes the square of the keys, or another pass.
+      const int few = kCluster ? 256 : 1024;
+      if (kept > few) return draw_from_row(part, filters, s.found_u64, s, team);
+      if (kept > 0) return team.rank == 0 ? draw_from_keys(part, filters, kept, s) : -1;
     }
   }
   uint64_t least = 0;
-  if (by_rank) least = last_of_head(row, r.top_k, 0.0, least, s);
-  if (by_mass) least = last_of_head(row, 0, r.top_p, least, s);
-  return draw_from_row(row, filters, least, s);
+  if (by_rank) least = last_of_head<false>(part, r.top_k, 0.0, least, s, team);
+  if (by_mass) least = last_of_head<true>(part, 0, r.top_p, least, s, team);
+  return draw_from_row(part, filters, least, s, team);
+}
+
+/// log(sum of exp(x - max)) of the row.
+template <bool kCluster>
+__device__ __forceinline__ double log_sum_of(const Part<kCluster>& part, RowShared& s,
+                                             const Team<kCluster>& team) {
+  uint64_t sum = 0;
+  for_each_logit(part,
+                 [&](float v, int) { sum += units_of(exp2_approx((v - part.max) * kLog2E)); });
+  team.share(s.part_softmax, block_total(sum, s));
+  team.sync();
+  sum = 0;
+  for (int b = 0; b < team.size; ++b) sum += s.part_softmax[b];
+  return log(static_cast<double>(sum) * (1.0 / kWeightUnit));
 }
 
 /// The `count` best tokens with their log-probabilities.
-__device__ void report_top(const Row& row, const Scan& scan, int count, double log_sum,
-                           ops::TopLogprob* out, RowShared& s) {
-  TopFound top = gather_top(row, scan.groups, count, s);
-  if (top.count < 0) {
-    const uint64_t least = last_of_head(row, count, 0.0, 0, s);
-    if (threadIdx.x == 0) s.counter = 0;
-    __syncthreads();
-    for_each_logit(row, [&](float v, int i) {
-      if (!(v > -INFINITY) || rank_key(v, i) < least) return;
-      const int at = atomicAdd(&s.counter, 1);
-      if (at < kCandidates) s.keys[at] = rank_key(v, i);
-    });
-    __syncthreads();
-    top.count = min(s.counter, kCandidates);
-    sort_descending(s.keys, pad_keys(s, top.count));
+template <bool kCluster>
+__device__ __forceinline__ void report_top(const Part<kCluster>& part, const Scan& scan, int count,
+                                           double log_sum, ops::TopLogprob* out, RowShared& s,
+                                           const Team<kCluster>& team) {
+  TopFound top = gather_top(part, scan.groups, count, 0.0, s, team);
+  if (top.count <= 0) {
+    const uint64_t least = last_of_head<false>(part, count, 0.0, 0, s, team);
+    const auto place = [](float, int) { return Place::kHere; };
+    const auto in = [&](float v, int i) { return part.reaches(v, i, least); };
+    top.count = gather_keys<false>(part, s, team, place, in).count;
   }
-  for (int i = threadIdx.x; i < count; i += kRowThreads) {
-    if (i < top.count) {
-      const double logprob = double{logit_of(s.keys[i])} - row.max - log_sum;
-      out[i] = {id_of(s.keys[i]), static_cast<float>(logprob)};
-    } else {
-      out[i] = {-1, -INFINITY};
+  if (team.rank == 0) {
+    for (int i = threadIdx.x; i < count; i += kRowThreads) {
+      if (i < top.count) {
+        const double logprob = double{logit_of(s.keys[i])} - part.max - log_sum;
+        out[i] = {id_of(s.keys[i]), static_cast<float>(logprob)};
+      } else {
+        out[i] = {-1, -INFINITY};
+      }
     }
   }
-  __syncthreads();
+  team.sync();
 }
 
-__global__ void __launch_bounds__(kRowThreads, 2)
-    sample_kernel(ops::SampleParams p, int32_t* counts) {
-  extern __shared__ __align__(16) unsigned char shared[];
+template <bool kCluster>
+__device__ __forceinline__ void sample_part(const ops::SampleParams& p, int index, int capacity,
+                                            unsigned char* shared, const Team<kCluster>& team) {
   RowShared& s = *reinterpret_cast<RowShared*>(shared);
-  grid_dependency_launch();
-  grid_dependency_wait();
-  const int index = blockIdx.x;
   const ops::SampleRow& r = p.rows[index];
-  Row row{};
-  row.x = p.logits + size_t(index) * p.vocab;
-  row.vocab = p.vocab;
-  row.aligned = p.vocab % 4 == 0 && reinterpret_cast<uintptr_t>(p.logits) % 16 == 0;
-  // The inverse of a tiny temperature may overflow; clamped, the largest logit still weighs 1.
-  row.scale = r.temperature > 0.0F ? fminf(1.0F / r.temperature, FLT_MAX) : 1.0F;
+  float* logits = p.logits + size_t(index) * p.vocab;
+  const int first = min(team.rank * capacity, p.vocab);
+  const int count = min(capacity, p.vocab - first);
 
   const bool forced = r.forced_token >= 0;
   const bool greedy = r.temperature == 0.0F || r.top_k == 1;
@@ -185,17 +100,39 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   const int top_count = p.top != nullptr ? min(r.num_logprobs, ops::kMaxTopLogprobs) : 0;
   ops::TopLogprob* top = p.top + (top_count > 0 ? size_t(index) * ops::kMaxTopLogprobs : 0);
   if (!forced) {
-    adjust_row(r, row.x, p.vocab, counts == nullptr ? nullptr : counts + size_t(index) * p.vocab,
-               reinterpret_cast<uint32_t*>(shared));
+    const size_t room = (sizeof(RowShared) + (kCluster ? capacity * sizeof(float) : 0)) / 4;
+    adjust_part(r, logits, first, first + count, reinterpret_cast<uint32_t*>(shared),
+                static_cast<int>(room));
+  }
+  team.ready();
+
+  Part<false> source{};
+  source.x = logits + first;
+  source.first = first;
+  source.count = count;
+  source.aligned = p.vocab % 4 == 0 && reinterpret_cast<uintptr_t>(p.logits) % 16 == 0;
+  source.vocab = p.vocab;
+  // The inverse of a tiny temperature may overflow; clamped, the largest logit still weighs 1.
+  source.exponent = r.temperature > 0.0F ? fminf(kLog2E / r.temperature, FLT_MAX) : kLog2E;
+  float* copy = reinterpret_cast<float*>(shared + sizeof(RowShared));
+  Part<kCluster> part{};
+  if constexpr (kCluster) {
+    part.x = copy;
+    part.first = first;
+    part.count = (count + 3) / 4 * 4;
+    part.vocab = p.vocab;
+    part.exponent = source.exponent;
+  } else {
+    part = source;
   }
 
   const bool by_mass_alone =
       !forced && !greedy && r.top_p < 1.0F && (r.top_k <= 0 || r.top_k >= p.vocab);
   const bool reports = wants_logprob || top_count > 0;
-  const Scan scan = reports         ? scan_row<true, true>(row, s)
-                    : by_mass_alone ? scan_row<true, false>(row, s)
-                                    : scan_row<false, false>(row, s);
-  if (scan.damaged || row.max == -INFINITY || r.forced_token >= p.vocab) {
+  const Scan scan = by_mass_alone ? scan_row<true>(source, copy, greedy, part, s, team)
+                                  : scan_row<false>(source, copy, greedy, part, s, team);
+  if (!isfinite(part.max) || r.forced_token >= p.vocab) {
+    if (team.rank != 0) return;
     if (threadIdx.x == 0) {
       p.tokens[index] = -1;
       if (wants_logprob) p.logprobs[index] = -INFINITY;
@@ -204,49 +141,87 @@ __global__ void __launch_bounds__(kRowThreads, 2)
     return;
   }
 
-  int token = forced ? r.forced_token : id_of(scan.best_key);
-  if (!forced && !greedy) token = draw_token(r, row, scan, s);
-  const double log_sum = reports ? log(scan.softmax) : 0.0;
-  if (threadIdx.x == 0) {
+  const double log_sum = reports ? log_sum_of(part, s, team) : 0.0;
+  int token = -1;
+  if (!forced && !greedy) {
+    token = draw_token(r, p.vocab, part, scan, s, team);
+  } else if (team.rank == 0) {
+    token = forced ? r.forced_token : id_of(scan.best_key);
+  }
+  if (token >= 0 && threadIdx.x == 0) {
     p.tokens[index] = token;
     if (wants_logprob) {
-      p.logprobs[index] = static_cast<float>(double{row.x[token]} - row.max - log_sum);
+      // Another block of the team may have changed it.
+      const float logit = __ldcg(logits + token);
+      p.logprobs[index] = static_cast<float>(double{logit} - part.max - log_sum);
     }
   }
-  if (top_count > 0) report_top(row, scan, top_count, log_sum, top, s);
+  if (top_count > 0) report_top(part, scan, top_count, log_sum, top, s, team);
 }
 
-void reserve(SampleWorkspace& work, size_t bytes, cudaStream_t stream) {
-  if (work.counts_bytes >= bytes) return;
-  work = {};
-  work.counts = make_device_memory(bytes);
-  work.counts_bytes = bytes;
-  check(cudaMemsetAsync(work.counts.get(), 0, bytes, stream), "clear memory");
+/// capacity: tokens of a part, a multiple of 4 (or the whole row without clusters).
+template <bool kCluster>
+__global__ void __launch_bounds__(kRowThreads, 2)
+    sample_kernel(ops::SampleParams p, int team_size, int capacity) {
+#if __CUDA_ARCH__ >= 900
+  constexpr bool kRuns = true;
+#else
+  constexpr bool kRuns = !kCluster;
+#endif
+  if constexpr (kRuns) {
+    extern __shared__ __align__(16) unsigned char shared[];
+    grid_dependency_launch();
+    Team<kCluster> team;
+    if constexpr (kCluster) team = {static_cast<int>(cluster_rank()), team_size};
+    grid_dependency_wait();
+    sample_part(p, blockIdx.x / team_size, capacity, shared, team);
+  }
+}
+
+template <bool kCluster>
+void launch_rows(const ops::SampleParams& p, int team_size, int capacity, cudaStream_t stream) {
+  const size_t shared = sizeof(RowShared) + (kCluster ? capacity * sizeof(float) : 0);
+  check(cudaFuncSetAttribute(sample_kernel<kCluster>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared)),
+        "allow more shared memory");
+  if constexpr (kCluster) {
+    check(cudaFuncSetAttribute(sample_kernel<kCluster>,
+                               cudaFuncAttributePreferredSharedMemoryCarveout,
+                               cudaSharedmemCarveoutMaxShared),
+          "prefer shared memory");
+  }
+  LaunchShape shape = dependent_launch(p.num_rows * team_size, kRowThreads, stream, shared);
+  shape.cluster = static_cast<unsigned>(team_size);
+  launch("sample", sample_kernel<kCluster>, shape, p, team_size, capacity);
+}
+
+/// Whether the code that was loaded has clusters: a GPU may have been given that of an older one.
+bool has_clusters() {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, sample_kernel<true>), "ask for the kernel's version");
+  return std::min(attributes.ptxVersion, attributes.binaryVersion) >= 90;
 }
 
 }  // namespace
 
-void sample(const ops::SampleParams& p, SampleWorkspace& work, cudaStream_t stream) {
+void sample(const ops::SampleParams& p, cudaStream_t stream) {
   if (p.num_rows <= 0) return;
-  int32_t* counts = nullptr;
-  if (p.counts_tokens) {
-    // Rounded up, so that a growing batch does not reallocate at every step.
-    const size_t rows = std::bit_ceil(static_cast<size_t>(p.num_rows));
-    reserve(work, rows * size_t(p.vocab) * sizeof(int32_t), stream);
-    counts = static_cast<int32_t*>(work.counts.get());
+  // A few rows are each shared by many blocks, whose shared memory holds the row. Once these would
+  // no longer run all at once (not every multiprocessor has a place in a cluster), one block for
+  // each row keeps more rows under way. Results are the same.
+  constexpr int kSmallPart = 8192;
+  int team = 1;
+  while (team < kMaxTeam && p.vocab > team * kSmallPart) team *= 2;
+  const int capacity = ((p.vocab + team - 1) / team + 3) / 4 * 4;
+  const size_t shared = sizeof(RowShared) + capacity * sizeof(float);
+  const DeviceInfo& device = device_info();
+  const int places = 2 * device.sms - 2 * device.sms / 11;
+  if (p.num_rows * team <= places && shared <= static_cast<size_t>(device.shared_bytes) &&
+      has_clusters()) {
+    launch_rows<true>(p, team, capacity, stream);
+  } else {
+    launch_rows<false>(p, 1, p.vocab, stream);
   }
-  const size_t bitmap = (static_cast<size_t>(p.vocab) + 31) / 32 * sizeof(uint32_t);
-  const size_t shared = std::max(sizeof(RowShared), bitmap);
-  if (shared > static_cast<size_t>(device_info().shared_bytes)) {
-    throw_unsupported("a vocabulary of " + std::to_string(p.vocab) + " tokens");
-  }
-  if (shared > size_t{48} << 10) {
-    check(cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared)),
-          "allow more shared memory");
-  }
-  launch("sample", sample_kernel, dependent_launch(p.num_rows, kRowThreads, stream, shared), p,
-         counts);
 }
 
 }  // namespace treadle::cuda

@@ -66,14 +66,13 @@ T* StepSampler::reserve(Buffer& buffer, size_t count) {
 void StepSampler::prepare(const std::vector<StepRow>& rows, size_t padded_count,
                           int32_t pending_tokens) {
   sample_rows_.clear();
-  counts_tokens_ = wants_logprobs_ = wants_top_ = false;
+  wants_logprobs_ = wants_top_ = false;
   for (const auto& [generation, source, prompt_token, token_index] : rows) {
     const sampler::RowBuilder& builder = generation->request.rows;
     const ops::SampleRow& row = sample_rows_.emplace_back(
         prompt_token >= 0 ? builder.build_prompt(prompt_token)
                           : builder.build(source->ids, source->prompt_len, pending_tokens,
                                           generation->index, generation->scratch));
-    counts_tokens_ |= ops::counts_tokens(row);
     wants_logprobs_ |= row.num_logprobs >= 0;
     wants_top_ |= row.num_logprobs > 0;
   }
@@ -105,7 +104,6 @@ void StepSampler::launch(model::Decoder& decoder) {
          .rows = from(static_cast<const ops::SampleRow*>(rows_.data)),
          .num_rows = count,
          .vocab = vocab_size_,
-         .counts_tokens = counts_tokens_,
          .tokens = from(static_cast<int32_t*>(tokens_.data)),
          .logprobs = wants_logprobs_ ? from(static_cast<float*>(logprobs_.data)) : nullptr,
          .top = wants_top_ ? from(static_cast<ops::TopLogprob*>(top_.data), ops::kMaxTopLogprobs)
@@ -115,8 +113,8 @@ void StepSampler::launch(model::Decoder& decoder) {
 }
 
 uint64_t StepSampler::launch_shape() const {
-  return uint64_t{sample_rows_.size()} | uint64_t{counts_tokens_} << 29 |
-         uint64_t{wants_logprobs_} << 30 | uint64_t{wants_top_} << 31;
+  return uint64_t{sample_rows_.size()} | uint64_t{wants_logprobs_} << 30 |
+         uint64_t{wants_top_} << 31;
 }
 
 template <class T>

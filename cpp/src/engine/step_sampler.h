@@ -88,8 +88,7 @@ class StepSampler {
   Buffer top_;       // [R][kMaxTopLogprobs]
   std::vector<ops::SampleRow> sample_rows_;
   std::vector<char> packed_;
-  bool counts_tokens_ = false;  // of any row, as are the next two
-  bool wants_logprobs_ = false;
+  bool wants_logprobs_ = false;  // any row does
   bool wants_top_ = false;
 };
 

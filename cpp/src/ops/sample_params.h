@@ -56,7 +56,8 @@ struct SampleRow {
       -1;  // >= 0: this token is "chosen" (logprobs of a prompt token); raw logits
 };
 
-inline bool counts_tokens(const SampleRow& row) {
+/// Whether the presence or the frequency penalty has anything to count.
+constexpr bool counts_tokens(const SampleRow& row) {
   return row.forced_token < 0 && row.output_begin < row.history_len &&
          (row.presence_penalty != 0.0F || row.frequency_penalty != 0.0F);
 }
@@ -66,7 +67,6 @@ struct SampleParams {
   const SampleRow* rows = nullptr;  // [R], backend's memory like all that a row points to
   int32_t num_rows = 0;
   int32_t vocab = 0;
-  bool counts_tokens = false;  // a row has a presence or frequency penalty and generated tokens
   int32_t* tokens =
       nullptr;  // [R] chosen; -1 when a logit is NaN or +inf, or all are -inf (barred)
   float* logprobs = nullptr;  // [R] of the chosen token, where asked for; null when no row asks
