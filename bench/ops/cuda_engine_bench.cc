@@ -1,7 +1,7 @@
-// The whole engine on the GPU without Python, for a quick look and for profilers (the figures that
-// count are bench/engine/gpu_workloads.py's): decode step by batch size and time to first token, on
-// any model directory. Greedy, end tokens ignored, prefix cache off, fresh random prompts. A decode step is
-// (T(n) - T(1)) / (n - 1), T(n) the time until every request has its n tokens.
+// The whole engine on the GPU without Python, for a quick look and for profilers: decode step by
+// batch size and time to first token, on any model directory. Greedy, end tokens ignored, prefix
+// cache off, fresh random prompts. A decode step is (T(n) - T(1)) / (n - 1), T(n) the time until
+// every request has its n tokens. The figures that count come from bench/engine/gpu_workloads.py.
 //
 // Usage: cuda_engine_bench <model directory> [output tokens, default 256]
 #include <algorithm>
