@@ -8,6 +8,7 @@
 #include "common/handles.h"
 #include "common/staging.h"
 #include "linear/matmul.h"
+#include "linear/stream_linear.h"
 #include "ops/ops.h"
 #include "sampling/sample.h"
 
@@ -39,6 +40,7 @@ struct Backend {
   const std::string name;
   StreamHandle own_stream;
   Matmul matmul;
+  StreamWorkspace streaming;
   StagingRing uploads;
   ReturnBuffer downloads;
   BulkUploader weights;

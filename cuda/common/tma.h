@@ -14,11 +14,12 @@ namespace treadle::cuda {
 /// The map of a tensor of 16-bit elements, innermost dimension first, copied in boxes of 64
 /// elements (128 bytes) of that dimension with the 128-byte swizzle: 16-byte chunk c of box row r
 /// lands at chunk c ^ (r % 8). What lies outside the tensor arrives as zeros. `base` and `strides`
-/// (in bytes, of all dimensions but the first) must be multiples of 16.
+/// (in bytes, of all dimensions but the first) must be multiples of 16. `promotion`: how much
+/// memory L2 asks for at least.
 template <int kRank>
 CUtensorMap make_tensor_map(const void* base, ops::DType dtype, const cuuint64_t (&sizes)[kRank],
-                            const cuuint64_t (&strides)[kRank - 1],
-                            const cuuint32_t (&box)[kRank]) {
+                            const cuuint64_t (&strides)[kRank - 1], const cuuint32_t (&box)[kRank],
+                            CUtensorMapL2promotion promotion) {
   using Encode =
       CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                    const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
@@ -37,13 +38,12 @@ CUtensorMap make_tensor_map(const void* base, ops::DType dtype, const cuuint64_t
   CUtensorMap map{};
   cuuint32_t steps[kRank];
   for (cuuint32_t& step : steps) step = 1;
-  const CUresult status =
-      encode(&map,
-             dtype == ops::DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                       : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-             kRank, const_cast<void*>(base), sizes, strides, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status = encode(&map,
+                                 dtype == ops::DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                           : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                                 kRank, const_cast<void*>(base), sizes, strides, box, steps,
+                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw Error(ErrorCode::kDevice, "cuTensorMapEncodeTiled failed with CUresult " +
                                         std::to_string(static_cast<int>(status)));
@@ -52,9 +52,10 @@ CUtensorMap make_tensor_map(const void* base, ops::DType dtype, const cuuint64_t
 }
 
 /// A row-major matrix in boxes of 64 columns x box_rows.
-inline CUtensorMap make_tensor_map(const void* base, ops::DType dtype, uint64_t rows,
-                                   uint64_t columns, uint64_t row_bytes, uint32_t box_rows) {
-  return make_tensor_map<2>(base, dtype, {columns, rows}, {row_bytes}, {64, box_rows});
+inline CUtensorMap make_tensor_map(
+    const void* base, ops::DType dtype, uint64_t rows, uint64_t columns, uint64_t row_bytes,
+    uint32_t box_rows, CUtensorMapL2promotion promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B) {
+  return make_tensor_map<2>(base, dtype, {columns, rows}, {row_bytes}, {64, box_rows}, promotion);
 }
 
 }  // namespace treadle::cuda

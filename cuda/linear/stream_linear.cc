@@ -1,0 +1,72 @@
+#include "linear/stream_linear.h"
+
+#include <algorithm>
+
+#include "common/device.h"
+
+namespace treadle::cuda {
+namespace {
+
+constexpr int kMaxSplit = 8;
+constexpr int kMinSteps = 4;  // of a thread block
+
+size_t part_bytes() {
+  return static_cast<size_t>(device_info().sms) * stream::kRows * kStreamTokens * sizeof(float);
+}
+
+stream::Plan make_plan(const ops::LinearWeight& w) {
+  const int sms = device_info().sms;
+  stream::Plan plan;
+  plan.tiles = static_cast<int>((w.out_features + stream::kRows - 1) / stream::kRows);
+  plan.k_blocks = static_cast<int>((w.in_features + stream::kDepth - 1) / stream::kDepth);
+  plan.split = std::clamp(sms / plan.tiles, 1, std::clamp(plan.k_blocks / kMinSteps, 1, kMaxSplit));
+  if (plan.split > 1) {
+    plan.blocks = plan.tiles * plan.split;
+    return plan;
+  }
+  // One tile or two: thread blocks with one are done early and leave the others their bandwidth.
+  // More: so many thread blocks that each has the same number, or nearly.
+  const int rounds = (plan.tiles + sms - 1) / sms;
+  plan.blocks = rounds <= 2 ? std::min(plan.tiles, sms) : (plan.tiles + rounds - 1) / rounds;
+  return plan;
+}
+
+}  // namespace
+
+StreamWorkspace::StreamWorkspace() {
+  const size_t counters = static_cast<size_t>(device_info().sms) * sizeof(int);
+  memory_ = make_device_memory(part_bytes() + counters);
+  check(cudaMemset(static_cast<char*>(memory_.get()) + part_bytes(), 0, counters),
+        "clear counters");
+  check(cudaStreamSynchronize(nullptr), "clear counters");  // for streams that do not wait for it
+}
+
+stream::Parts StreamWorkspace::parts() const {
+  return {.sums = static_cast<float*>(memory_.get()),
+          .counters = reinterpret_cast<int*>(static_cast<char*>(memory_.get()) + part_bytes())};
+}
+
+bool supports_stream_linear(const ops::LinearParams& p) {
+  const ops::LinearWeight& w = *p.weight;
+  return stream::built() && device_info().capability == 90 && p.num_tokens <= kStreamTokens &&
+         w.format == ops::WeightFormat::kDense && w.in_features > 0 && w.in_features % 8 == 0 &&
+         w.out_features % (p.silu_mul ? 16 : 8) == 0 && w.in_features < (1 << 20) &&
+         w.out_features < (1 << 20);
+}
+
+bool prefers_stream_linear(const ops::LinearParams& p) {
+  if (!supports_stream_linear(p)) return false;
+  const int64_t elements = p.weight->in_features * p.weight->out_features;
+  if (p.num_tokens <= 32) return true;
+  if (p.num_tokens <= 64) return elements >= int64_t{8} << 20;
+  return p.silu_mul && elements >= int64_t{64} << 20;
+}
+
+void stream_linear(const ops::LinearParams& p, ops::DType act, const StreamWorkspace& workspace,
+                   cudaStream_t stream) {
+  const stream::Plan plan = make_plan(*p.weight);
+  if (act == ops::DType::kF16) return stream::launch_f16(p, plan, workspace.parts(), stream);
+  stream::launch_bf16(p, plan, workspace.parts(), stream);
+}
+
+}  // namespace treadle::cuda
