@@ -10,6 +10,7 @@
 #include "elementwise/elementwise.h"
 #include "linear/convert.h"
 #include "linear/skinny.h"
+#include "linear/stream_linear.h"
 
 namespace treadle::cuda {
 namespace {
@@ -43,6 +44,7 @@ const void* normalise(Backend& b, const ops::LinearParams& p, cudaStream_t strea
 /// The layer without its norm, at most kChunkTokens of a gated one.
 void product(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
   if (supports_skinny_linear(p)) return skinny_linear(p, b.act, stream);
+  if (prefers_stream_linear(p)) return stream_linear(p, b.act, b.streaming, stream);
   const ops::LinearWeight& w = *p.weight;
   const void* bias = w.bias;
   if (bias != nullptr && !p.float_output) bias = w.bias + w.out_features;
