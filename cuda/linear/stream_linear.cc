@@ -59,7 +59,10 @@ bool prefers_stream_linear(const ops::LinearParams& p) {
   const int64_t elements = p.weight->in_features * p.weight->out_features;
   if (p.num_tokens <= 32) return true;
   if (p.num_tokens <= 64) return elements >= int64_t{8} << 20;
-  return p.silu_mul && elements >= int64_t{64} << 20;
+  // The larger traffic of x leaves no time to wait for thread blocks with a tile more.
+  const stream::Plan plan = make_plan(*p.weight);
+  const int most = (plan.tiles + plan.blocks - 1) / plan.blocks;
+  return p.silu_mul && elements >= int64_t{64} << 20 && 5 * plan.tiles >= 4 * plan.blocks * most;
 }
 
 void stream_linear(const ops::LinearParams& p, ops::DType act, const StreamWorkspace& workspace,
