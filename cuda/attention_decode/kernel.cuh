@@ -162,6 +162,7 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
   constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
   constexpr int kHalf = kWarpKeys * kDim * 2;
   extern __shared__ __align__(128) uint8_t shared[];
+  grid_dependency_launch();
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
 
@@ -169,11 +170,15 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
   const uint64_t policy = evict_first_policy();
   const uint32_t ring = shared_address(shared) + warp * p.stages * (2 * kHalf);
 
-  // Lengths, tables and all keys but each sequence's newest are older than the kernel before this
-  // one, so that much runs while that kernel drains; see attention_decode.h.
+  // Lengths, tables and all keys but each sequence's newest are older than the step's first kernel,
+  // so that much runs while the kernels ahead drain; see attention_decode.h.
   const int total = build_plan(p, areas);
   const Stretch mine = stretch_of(total, blockIdx.x, gridDim.x);
-  if (mine.begin == mine.end) return;
+  if (mine.begin == mine.end) {
+    // The grid may not end before the one ahead of it, even where there is nothing to do.
+    if (blockIdx.x == 0) grid_dependency_wait();
+    return;
+  }
 
   // Lane l knows the page of item `known + l`, and of the 32 items after those.
   ItemPage page = page_of(p, areas, mine.begin + lane, mine.end);
@@ -228,7 +233,6 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
   }
 
   if (!waited) grid_dependency_wait();
-  grid_dependency_launch();
   if (!brief) prefetch_q<T>(p, areas, mine, kDim);
 
   int stage_out = 0;

@@ -23,6 +23,12 @@ __device__ __forceinline__ void cp_async_16(uint32_t dst, const void* src, bool 
                "r"(valid ? 16 : 0)
                : "memory");
 }
+/// The same by way of L1, for data that other blocks on the multiprocessor read, too.
+__device__ __forceinline__ void cp_async_16_l1(uint32_t dst, const void* src, bool valid) {
+  asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(dst), "l"(src),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
 /// The same for data that is read once: it leaves L2 before anything else.
 __device__ __forceinline__ void cp_async_16(uint32_t dst, const void* src, bool valid,
                                             uint64_t policy) {

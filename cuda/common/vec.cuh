@@ -65,7 +65,7 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
-/// x / (1 + e^-x)
-__device__ __forceinline__ float silu(float x) { return x / (1.0F + __expf(-x)); }
+/// x / (1 + e^-x), to a few ulp of float.
+__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0F + __expf(-x)); }
 
 }  // namespace treadle::cuda

@@ -19,8 +19,8 @@ int threads_for(int64_t vectors) {
 template <class T, class S>
 __global__ void __launch_bounds__(kMaxThreads)
     take_rows(const int32_t* rows, const S* table, T* out, int width) {
-  grid_dependency_wait();
   grid_dependency_launch();
+  grid_dependency_wait();
   const S* from = table + size_t(max(rows[blockIdx.x], 0)) * width;
   T* to = out + size_t(blockIdx.x) * width;
   for (int i = threadIdx.x * 8; i < width; i += blockDim.x * 8) {
@@ -33,8 +33,8 @@ __global__ void __launch_bounds__(kMaxThreads)
 template <class T>
 __global__ void __launch_bounds__(kMaxThreads)
     silu_mul_kernel(const T* gate_up, T* out, int64_t inner) {
-  grid_dependency_wait();
   grid_dependency_launch();
+  grid_dependency_wait();
   const int64_t i = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * 8;
   if (i >= inner) return;
   const T* gate = gate_up + size_t(blockIdx.x) * 2 * inner;

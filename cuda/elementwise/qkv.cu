@@ -11,10 +11,10 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) rope_kernel(ops::RopeParams p) {
+  grid_dependency_launch();
   const int half = p.rotary_dim / 2;
   const int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   grid_dependency_wait();
-  grid_dependency_launch();
   if (index >= int64_t{p.num_tokens} * half) return;
   const int t = static_cast<int>(index / half);
   const int i = static_cast<int>(index % half);
@@ -43,6 +43,7 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(ops::RopeParams p) {
 /// idle. The rotated pair (i, i + rotary_dim / 2) lies rotary_dim / 16 lanes apart.
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
+  grid_dependency_launch();
   const int lane = threadIdx.x % kLanes;
   const int head = blockIdx.y * (kThreads / kLanes) + threadIdx.x / kLanes;
   const int all_heads = p.heads + 2 * p.kv_heads;
@@ -51,8 +52,12 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
   const bool here = head < all_heads && lane * 8 < dim;
   const bool is_q = head < p.heads;
   const bool is_v = head >= p.heads + p.kv_heads;
+  // The step's indices are older than its first kernel.
+  const int position = p.batch.positions[t];
+  const int32_t* table =
+      p.batch.block_tables + size_t(p.batch.token_sequence[t]) * size_t(p.batch.block_table_stride);
+  const int32_t block = table[position / ops::kBlockTokens];
   grid_dependency_wait();
-  grid_dependency_launch();
 
   float x[8] = {};
   if (here) {
@@ -95,7 +100,6 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
     }
   }
 
-  const int position = p.batch.positions[t];
   if (is_q) {
     if (p.logn_len > 0 && position >= p.logn_len) {
       const auto scale = static_cast<float>(log(static_cast<double>(position) + 1.0) /
@@ -106,14 +110,10 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
     store8(static_cast<T*>(p.q_out) + (size_t(t) * p.heads + head) * dim + lane * 8, x);
     return;
   }
-  const int32_t* table =
-      p.batch.block_tables + size_t(p.batch.token_sequence[t]) * size_t(p.batch.block_table_stride);
-  const int32_t block = table[position / ops::kBlockTokens];
   if (block < 0) return;  // padding
   const int slot = position % ops::kBlockTokens;
   // K heads come first in a layer, then V heads: the same order as in the projection.
-  T* to = static_cast<T*>(p.kv.base) +
-          size_t(block) * p.kv.block_elems() +
+  T* to = static_cast<T*>(p.kv.base) + size_t(block) * p.kv.block_elems() +
           size_t(p.layer) * p.kv.layer_elems() + size_t(head - p.heads) * p.kv.head_elems() +
           size_t(slot) * dim;
   store8(to + lane * 8, x);

@@ -19,34 +19,42 @@ __device__ float block_sum(float x) {
   return warp_sum(lane < (blockDim.x + 31) / 32 ? sums[lane] : 0.0F);
 }
 
-/// kVectors 16-byte vectors per thread.
+/// kVectors 16-byte vectors per thread: two at least, so that enough loads are under way.
 template <class T, int kVectors>
 __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(RmsNormParams p) {
+  grid_dependency_launch();
   const int width = static_cast<int>(p.width);
   const T* x = static_cast<const T*>(p.x) + size_t(blockIdx.x) * width;
   T* out = static_cast<T*>(p.out) + size_t(blockIdx.x) * width;
+  float w[kVectors][8] = {};
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int i = (v * blockDim.x + threadIdx.x) * 8;
+    if (i < width) load8(p.weight + i, w[v]);  // constant
+  }
   grid_dependency_wait();
-  grid_dependency_launch();
-  float r[kVectors][8];
+  Vec8<T> r[kVectors];
   float sum = 0.0F;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int i = (v * blockDim.x + threadIdx.x) * 8;
     if (i >= width) break;
-    load8(x + i, r[v]);
+    r[v] = *reinterpret_cast<const Vec8<T>*>(x + i);
+  }
 #pragma unroll
-    for (int j = 0; j < 8; ++j) sum += r[v][j] * r[v][j];
+  for (int v = 0; v < kVectors; ++v) {
+    if ((v * blockDim.x + threadIdx.x) * 8 >= width) break;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum += to_float(r[v].v[j]) * to_float(r[v].v[j]);
   }
   const float scale = 1.0F / sqrtf(block_sum(sum) / static_cast<float>(width) + p.eps);
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int i = (v * blockDim.x + threadIdx.x) * 8;
     if (i >= width) break;
-    float w[8];
-    load8(p.weight + i, w);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) r[v][j] = r[v][j] * scale * w[j];
-    store8(out + i, r[v]);
+    for (int j = 0; j < 8; ++j) w[v][j] = to_float(r[v].v[j]) * scale * w[v][j];
+    store8(out + i, w[v]);
   }
 }
 
@@ -64,7 +72,6 @@ void rms_norm(const RmsNormParams& p, ops::DType act, cudaStream_t stream) {
       launch("rms_norm", kernel, dependent_launch(static_cast<unsigned>(p.rows), threads, stream),
              p);
     };
-    if (per_thread <= 1) return run(rms_norm_kernel<T, 1>, 1);
     if (per_thread <= 2) return run(rms_norm_kernel<T, 2>, 2);
     if (per_thread <= 4) return run(rms_norm_kernel<T, 4>, 4);
     throw_unsupported("hidden size " + std::to_string(p.width) + " is above 32768");

@@ -7,6 +7,11 @@
 //
 // The warps of a block share its rows and take turns along k; their sums are added in shared memory
 // in a fixed order.
+//
+// A block asks for its first steps of W before it waits for the kernels ahead of it. Only then may
+// it look at x, which goes through shared memory beside W, and at y, to which it may have to add.
+#include <type_traits>
+
 #include "common/dispatch.h"
 #include "common/ptx.cuh"
 #include "common/vec.cuh"
@@ -16,7 +21,15 @@ namespace treadle::cuda {
 namespace {
 
 constexpr int kRows = 16;  // of one tile
-constexpr int kDepth = 6;  // steps of W in shared memory: about 100 KB on the way to each SM
+
+// Steps of W and x in shared memory: as many as fit when a multiprocessor holds all of its blocks.
+// Fewer, and the next layer's blocks would load beside these and slow them down.
+constexpr int kDeepOne = 12;  // two blocks of eight warps, one token
+constexpr int kDeep = 9;
+constexpr int kShallowOne = 8;  // three blocks of eight warps
+constexpr int kShallow = 6;
+constexpr int kSmallOne = 6;  // four blocks of four warps
+constexpr int kSmall = 5;
 
 struct SkinnyArgs {
   const void* w;      // [n][k]
@@ -33,10 +46,11 @@ struct SkinnyArgs {
 };
 
 /// kTiles: 16-row tiles of a block. kGated: the second tile holds the up rows of the first's gates.
-template <class T, class Out, int kWarps, int kTiles, bool kGated>
+template <class T, class Out, int kWarps, int kTiles, bool kGated, int kDepth>
 __global__ void __launch_bounds__(32 * kWarps, 32 / kWarps) skinny_kernel(SkinnyArgs a) {
   // A lane's copies of a step come back to the lane itself, so the ring needs no barriers.
   extern __shared__ __align__(16) uint4 ring[];  // [kDepth][kTiles][2][kWarps][32]
+  grid_dependency_launch();
 
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -60,37 +74,68 @@ __global__ void __launch_bounds__(32 * kWarps, 32 / kWarps) skinny_kernel(Skinny
   const auto slot = [&](int stage, int tile, int half) {
     return ring + ((stage * kTiles + tile) * 2 + half) * kWarps * 32 + threadIdx.x;
   };
-  const auto fetch = [&](int stage, int k) {
+  // Behind it the steps of x: [kDepth][kWarps][m][4].
+  uint4* const ring_x = ring + kDepth * kTiles * 2 * kWarps * 32 + warp * a.m * 4 + lane;
+  const int stage_x = kWarps * a.m * 4;
+  const bool has_x = group < a.m;
+  const auto fetch_w = [&](int stage, int k) {
+    const bool valid = k < k_end;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const bool valid = k < k_end;
         cp_async_16(shared_address(slot(stage, tile, half)), rows[tile][half] + (valid ? k : 0),
                     valid);
       }
     }
-    cp_async_commit();
   };
-  const auto load_x = [&](int k) {
-    return group < a.m && k < k_end ? *reinterpret_cast<const uint4*>(x + k)
-                                    : make_uint4(0, 0, 0, 0);
+  const auto fetch_x = [&](int stage, int k) {
+    if (!has_x) return;
+    const bool valid = k < k_end;
+    cp_async_16_l1(shared_address(ring_x + stage * stage_x), x + (valid ? k : 0), valid);
   };
 
   constexpr int kStep = 32 * kWarps;
   int ahead = warp * 32;
 #pragma unroll
-  for (int stage = 0; stage < kDepth - 1; ++stage, ahead += kStep) fetch(stage, ahead);
-  grid_dependency_wait();  // W is constant; x is not
-  grid_dependency_launch();
+  for (int stage = 0; stage < kDepth - 1; ++stage, ahead += kStep) {
+    fetch_w(stage, ahead);
+    cp_async_commit();
+  }
+  grid_dependency_wait();  // W is constant; x and y are not
+#pragma unroll
+  for (int stage = 0; stage < kDepth - 1; ++stage) {
+    fetch_x(stage, warp * 32 + stage * kStep);
+    cp_async_commit();
+  }
+
+  // An output of this thread is the i-th, i + 32 kWarps-th, ... of its block: [tile][token][row].
+  constexpr int kOutputs = (kGated ? 1 : kTiles) * 8 * kRows;
+  constexpr int kEach = (kOutputs + 32 * kWarps - 1) / (32 * kWarps);
+  const auto output = [&](int i) -> Out* {
+    const int index = i * 32 * kWarps + threadIdx.x;
+    const int token = index / kRows % 8;
+    const int column = first_row + index / (8 * kRows) * a.tile_stride + index % kRows;
+    if (index >= kOutputs || token >= a.m || column >= a.columns) return nullptr;
+    return static_cast<Out*>(a.y) + size_t(token) * a.columns + column;
+  };
+  float before[kEach] = {};
+  if (a.add) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (const Out* y = output(i)) before[i] = to_float(*y);
+    }
+  }
 
   float acc[kTiles][4] = {};
-  uint4 in = load_x(warp * 32);
   int stage = 0;
   for (int k = warp * 32; k < a.k; k += kStep, ahead += kStep) {
-    const uint4 next = load_x(k + kStep);
     cp_async_wait<kDepth - 2>();
-    fetch(stage == 0 ? kDepth - 1 : stage - 1, ahead);
+    const int next = stage == 0 ? kDepth - 1 : stage - 1;
+    fetch_w(next, ahead);
+    fetch_x(next, ahead);
+    cp_async_commit();
+    const uint4 in = has_x ? ring_x[stage * stage_x] : make_uint4(0, 0, 0, 0);
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       const uint4 low = *slot(stage, tile, 0);
@@ -98,7 +143,6 @@ __global__ void __launch_bounds__(32 * kWarps, 32 / kWarps) skinny_kernel(Skinny
       mma_16816<T>(acc[tile], {low.x, high.x, low.y, high.y}, in.x, in.y);
       mma_16816<T>(acc[tile], {low.z, high.z, low.w, high.w}, in.z, in.w);
     }
-    in = next;
     stage = stage == kDepth - 1 ? 0 : stage + 1;
   }
 
@@ -122,25 +166,37 @@ __global__ void __launch_bounds__(32 * kWarps, 32 / kWarps) skinny_kernel(Skinny
     const int n = first_row + tile * a.tile_stride + row;
     return a.bias != nullptr && n < a.n ? sum + a.bias[n] : sum;
   };
-  constexpr int kOutputs = (kGated ? 1 : kTiles) * 8 * kRows;
-  for (int i = threadIdx.x; i < kOutputs; i += 32 * kWarps) {
-    const int row = i % kRows;
-    const int token = i / kRows % 8;
-    const int tile = i / (8 * kRows);
-    const int column = first_row + tile * a.tile_stride + row;
-    if (token >= a.m || column >= a.columns) continue;
-    float y = sum_of(tile, token, row);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    Out* to = output(i);
+    if (to == nullptr) continue;
+    const int index = i * 32 * kWarps + threadIdx.x;
+    const int row = index % kRows;
+    const int token = index / kRows % 8;
+    float y = sum_of(index / (8 * kRows), token, row);
     if constexpr (kGated) {
       // As the two kernels of a larger batch do it: gate and up are rounded on the way.
       y = silu(to_float(from_float<T>(y))) * to_float(from_float<T>(sum_of(1, token, row)));
     }
-    Out* to = static_cast<Out*>(a.y) + size_t(token) * a.columns + column;
-    *to = from_float<Out>(a.add ? y + to_float(*to) : y);
+    *to = from_float<Out>(y + before[i]);
   }
 }
 
 /// From so many rows on, two tiles per block leave enough blocks to fill the GPU twice.
 bool wide(int n) { return n / (2 * kRows) >= 4 * device_info().sms; }
+
+template <class T, class Out, int kWarps, int kTiles, bool kGated, int kDepth>
+void run(SkinnyArgs a, cudaStream_t stream) {
+  a.tile_stride = kGated ? a.columns : kRows;
+  a.block_rows = kGated ? kRows : kTiles * kRows;
+  const auto blocks = static_cast<unsigned>((a.columns + a.block_rows - 1) / a.block_rows);
+  const int shared = kDepth * kWarps * (2 * kTiles * 32 + a.m * 4) * int{sizeof(uint4)};
+  auto* kernel = skinny_kernel<T, Out, kWarps, kTiles, kGated, kDepth>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+        "skinny_linear: shared memory");
+  launch("skinny_linear", kernel,
+         dependent_launch(blocks, 32 * kWarps, stream, static_cast<size_t>(shared)), a);
+}
 
 }  // namespace
 
@@ -162,24 +218,31 @@ void skinny_linear(const ops::LinearParams& p, ops::DType act, cudaStream_t stre
   a.m = p.num_tokens;
   a.columns = p.silu_mul ? a.n / 2 : a.n;
   a.add = p.add;
-  const auto run = [&](auto kernel, int warps, int tiles, int tile_stride, int block_rows) {
-    a.tile_stride = tile_stride;
-    a.block_rows = block_rows;
-    const auto blocks = static_cast<unsigned>((a.columns + block_rows - 1) / block_rows);
-    const size_t shared = size_t{kDepth} * tiles * 2 * warps * 32 * sizeof(uint4);
-    launch("skinny_linear", kernel, dependent_launch(blocks, 32 * warps, stream, shared), a);
-  };
   // Wide layers have blocks enough to fill the GPU with small ones; in narrow ones more warps share
   // a block's rows, so that as many loads are under way.
-  with_half_type(act, [&](auto tag) {
+  const bool narrow = !p.silu_mul && !wide(a.n);
+  const DeviceInfo& device = device_info();
+  const bool two = (a.n + kRows - 1) / kRows <= 2 * device.sms && device.shared_bytes >= 160 << 10;
+  const auto choose = [&](auto tag, auto gated, auto output) {
     using T = typename decltype(tag)::type;
-    if (p.silu_mul) return run(skinny_kernel<T, T, 4, 2, true>, 4, 2, a.columns, kRows);
-    if (p.float_output) {
-      if (wide(a.n)) return run(skinny_kernel<T, float, 4, 2, false>, 4, 2, kRows, 2 * kRows);
-      return run(skinny_kernel<T, float, 8, 1, false>, 8, 1, 0, kRows);
+    using Out = typename decltype(output)::type;
+    constexpr bool kGated = decltype(gated)::value;
+    const bool one = a.m == 1;
+    if (!narrow) {
+      if (one) return run<T, Out, 4, 2, kGated, kSmallOne>(a, stream);
+      return run<T, Out, 4, 2, kGated, kSmall>(a, stream);
     }
-    if (wide(a.n)) return run(skinny_kernel<T, T, 4, 2, false>, 4, 2, kRows, 2 * kRows);
-    run(skinny_kernel<T, T, 8, 1, false>, 8, 1, 0, kRows);
+    if constexpr (!kGated) {
+      if (one && two) return run<T, Out, 8, 1, false, kDeepOne>(a, stream);
+      if (one) return run<T, Out, 8, 1, false, kShallowOne>(a, stream);
+      if (two) return run<T, Out, 8, 1, false, kDeep>(a, stream);
+      run<T, Out, 8, 1, false, kShallow>(a, stream);
+    }
+  };
+  with_half_type(act, [&](auto tag) {
+    if (p.silu_mul) return choose(tag, std::true_type{}, tag);
+    if (p.float_output) return choose(tag, std::false_type{}, TypeTag<float>{});
+    choose(tag, std::false_type{}, tag);
   });
 }
 

@@ -12,7 +12,7 @@ constexpr int32_t kSkinnyTokens = 8;
 /// Whether skinny_linear computes `p`: few tokens, rows of W in whole 16-byte vectors.
 bool supports_skinny_linear(const ops::LinearParams& p);
 
-/// A token's result does not depend on how many others there are.
+/// p.x is normalised already. A token's result does not depend on how many others there are.
 void skinny_linear(const ops::LinearParams& p, ops::DType act, cudaStream_t);
 
 }  // namespace treadle::cuda
