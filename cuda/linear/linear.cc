@@ -15,7 +15,8 @@
 namespace treadle::cuda {
 namespace {
 
-// So many tokens at a time are normalised or gated, which bounds the scratch.
+// Layers go through in pieces of so many tokens. That bounds the scratch, and cuBLASLt's rate falls
+// off when the activations of a deep layer outgrow the L2 cache.
 constexpr int64_t kChunkTokens = 2048;
 
 /// The bias twice: [N] floats, then [N] of act for the epilogue of cuBLASLt.
@@ -41,7 +42,7 @@ const void* normalise(Backend& b, const ops::LinearParams& p, cudaStream_t strea
   return out;
 }
 
-/// The layer without its norm, at most kChunkTokens of a gated one.
+/// The layer without its norm, at most kChunkTokens of it.
 void product(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
   if (supports_skinny_linear(p)) return skinny_linear(p, b.act, stream);
   if (prefers_stream_linear(p)) return stream_linear(p, b.act, b.streaming, stream);
@@ -96,15 +97,17 @@ ops::LinearWeight make_linear(Backend& b, const ops::WeightPiece* pieces, int32_
 
 void linear(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
   if (p.num_tokens <= 0 || p.weight->out_features <= 0) return;
-  if (p.norm == nullptr && !p.silu_mul) return product(b, p, stream);
-  const int64_t k = p.weight->in_features;
   const int64_t columns = p.silu_mul ? p.weight->out_features / 2 : p.weight->out_features;
-  const size_t y_element = p.float_output ? 4 : 2;
-  for (int64_t begin = 0; begin < p.num_tokens; begin += kChunkTokens) {
+  const int64_t x_bytes = p.weight->in_features * 2;
+  const int64_t y_bytes = columns * (p.float_output ? 4 : 2);
+  // Equal chunks, in whole tiles.
+  const int64_t chunks = (p.num_tokens + kChunkTokens - 1) / kChunkTokens;
+  const int64_t tokens = ((p.num_tokens + chunks - 1) / chunks + 15) / 16 * 16;
+  for (int64_t begin = 0; begin < p.num_tokens; begin += tokens) {
     ops::LinearParams chunk = p;
-    chunk.num_tokens = static_cast<int32_t>(std::min(kChunkTokens, p.num_tokens - begin));
-    chunk.x = static_cast<const char*>(p.x) + begin * k * 2;
-    chunk.y = static_cast<char*>(p.y) + static_cast<size_t>(begin * columns) * y_element;
+    chunk.num_tokens = static_cast<int32_t>(std::min(tokens, p.num_tokens - begin));
+    chunk.x = static_cast<const char*>(p.x) + begin * x_bytes;
+    chunk.y = static_cast<char*>(p.y) + begin * y_bytes;
     if (p.norm != nullptr) chunk.x = normalise(b, chunk, stream);
     product(b, chunk, stream);
   }
