@@ -1,5 +1,5 @@
 // Speed of the CUDA table's operations beside the limit of the memory they read: products of a few
-// tokens (and cuBLASLt's for the same), sampling, elementwise operations, upload of weights.
+// tokens (and cuBLASLt's for the same), elementwise operations, upload of weights.
 //
 // Times are medians of replayed graphs, each of launches that rotate over weights past the L2
 // cache.
@@ -14,83 +14,32 @@
 
 #include "common/handles.h"
 #include "elementwise/elementwise.h"
+#include "graph_timing.h"
 #include "linear/matmul.h"
 #include "ops_cuda.h"
 
 namespace treadle::cuda {
 namespace {
 
-constexpr double kLimit = 4.2e12;  // bytes per second that a read-only reduction reaches on an H200
-
-/// Seconds of one launch among `launches` captured ones.
-double graph_seconds(cudaStream_t stream, int launches, const std::function<void(int)>& launch) {
-  for (int i = 0; i < launches; ++i) launch(i);
-  check(cudaStreamSynchronize(stream), "warm up");
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t exec = nullptr;
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-  for (int i = 0; i < launches; ++i) launch(i);
-  check(cudaStreamEndCapture(stream, &graph), "capture");
-  const GraphHandle owned_graph(graph);
-  check(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
-  const GraphExecHandle owned_exec(exec);
-  const EventHandle begin = make_event(true);
-  const EventHandle end = make_event(true);
-  std::vector<float> times;
-  for (int i = 0; i < 12; ++i) {
-    check(cudaEventRecord(begin.get(), stream), "record");
-    check(cudaGraphLaunch(exec, stream), "replay");
-    check(cudaEventRecord(end.get(), stream), "record");
-    check(cudaEventSynchronize(end.get()), "wait");
-    float ms = 0.0F;
-    check(cudaEventElapsedTime(&ms, begin.get(), end.get()), "time");
-    if (i >= 2) times.push_back(ms);
-  }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2] * 1e-3 / launches;
-}
-
-/// Seconds of one call, by events around a run of calls.
-double call_seconds(cudaStream_t stream, int calls, const std::function<void()>& call) {
-  const EventHandle begin = make_event(true);
-  const EventHandle end = make_event(true);
-  std::vector<float> times;
-  for (int i = 0; i < 7; ++i) {
-    check(cudaEventRecord(begin.get(), stream), "record");
-    for (int c = 0; c < calls; ++c) call();
-    check(cudaEventRecord(end.get(), stream), "record");
-    check(cudaEventSynchronize(end.get()), "wait");
-    float ms = 0.0F;
-    check(cudaEventElapsedTime(&ms, begin.get(), end.get()), "time");
-    if (i >= 2) times.push_back(ms);
-  }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2] * 1e-3 / calls;
-}
-
-std::vector<uint16_t> random_halves(size_t n) {
-  std::vector<uint16_t> v(n);
-  uint32_t state = 1;
-  for (uint16_t& x : v) {  // +-[0.0156, 0.03)
-    state = state * 1664525U + 1013904223U;
-    x = static_cast<uint16_t>(0x2400U | (state >> 22) | ((state >> 6) & 0x8000U));
-  }
-  return v;
-}
-
 struct Shape {
   const char* name;
   int n, k;
-  bool silu;
+  bool silu, norm, add;
 };
 
 void bench_linear(const ops::Ops& ops, cudaStream_t stream, ops::DType act) {
-  const Shape shapes[] = {{"qkv", 6144, 4096, false},     {"o", 4096, 4096, false},
-                          {"gate_up", 28672, 4096, true}, {"gate_up plain", 28672, 4096, false},
-                          {"down", 4096, 14336, false},   {"head", 128256, 4096, false}};
+  const Shape shapes[] = {{"qkv", 6144, 4096, false, true, false},
+                          {"o", 4096, 4096, false, false, true},
+                          {"gate_up", 28672, 4096, true, true, false},
+                          {"gate_up plain", 28672, 4096, false, false, false},
+                          {"down", 4096, 14336, false, false, true},
+                          {"head", 128256, 4096, false, true, false}};
+  const std::vector<float> ones(4096, 1.0F);
+  auto* norm = static_cast<float*>(ops.alloc(ops.self, ones.size() * 4));
+  ops.upload(ops.self, norm, ones.data(), ones.size() * 4, {});
   Matmul matmul(act);
   std::printf("\n%s products: microseconds (share of %.1f TB/s)\n", ops::dtype_name(act),
-              kLimit * 1e-12);
+              kReadLimit * 1e-12);
   std::printf("%-14s %16s %18s %18s %18s %18s %14s\n", "", "N x K", "M=1", "M=4", "M=8",
               "cuBLASLt M=1", "M=16");
   for (const Shape& s : shapes) {
@@ -111,16 +60,18 @@ void bench_linear(const ops::Ops& ops, cudaStream_t stream, ops::DType act) {
     const double bytes = double(elements) * 2;
     std::printf("%-14s %8d x %5d", s.name, s.n, s.k);
     const auto show = [&](double seconds) {
-      std::printf("    %7.2f (%3.0f%%)", seconds * 1e6, 100.0 * bytes / seconds / kLimit);
+      std::printf("    %7.2f (%3.0f%%)", seconds * 1e6, 100.0 * bytes / seconds / kReadLimit);
     };
     const auto op = [&](int m) {
       return graph_seconds(stream, launches, [&](int i) {
         ops.linear(ops.self,
                    {.x = x,
                     .weight = &weights[size_t(i % copies)],
+                    .norm = s.norm ? norm : nullptr,
                     .y = y,
                     .num_tokens = m,
                     .silu_mul = s.silu,
+                    .add = s.add,
                     .float_output = s.n > 100000},
                    {stream});
       });
@@ -142,65 +93,50 @@ void bench_linear(const ops::Ops& ops, cudaStream_t stream, ops::DType act) {
     ops.release(ops.self, x);
     ops.release(ops.self, y);
   }
+  ops.release(ops.self, norm);
 }
 
-struct Sampling {
-  const char* name;
-  float temperature, top_p;
-  int32_t top_k;
-  float sigma;
-};
-
-void bench_sample(const ops::Ops& ops, cudaStream_t stream) {
-  const int32_t vocab = 152064;
-  const Sampling cases[] = {{"greedy", 0.0F, 1.0F, 0, 3.0F},
-                            {"top-k 50", 1.0F, 1.0F, 50, 3.0F},
-                            {"top-k 50, top-p 0.9", 1.0F, 0.9F, 50, 3.0F},
-                            {"top-p 0.9, peaked", 0.7F, 0.9F, 0, 6.0F},
-                            {"top-p 0.9, flat", 1.0F, 0.9F, 0, 1.0F},
-                            {"top-k 1000", 1.0F, 1.0F, 1000, 3.0F},
-                            {"plain", 1.0F, 1.0F, 0, 3.0F}};
-  std::printf("\nsampling, vocabulary %d, microseconds\n%-22s %8s %8s %8s\n", vocab, "", "1 row",
-              "64 rows", "256 rows");
-  const size_t elements = size_t{256} * vocab;
-  float* logits = static_cast<float*>(ops.alloc(ops.self, elements * 4));
-  auto* tokens = static_cast<int32_t*>(ops.alloc(ops.self, 256 * 4));
-  std::vector<float> host(elements);
-  std::vector<float> normal(1 << 20);
-  std::mt19937 rng(1);
-  std::normal_distribution<float> gauss(0.0F, 1.0F);
-  for (float& x : normal) x = gauss(rng);
-  for (const Sampling& c : cases) {
-    for (size_t i = 0; i < elements; ++i) {
-      host[i] = c.sigma * normal[(i + i / vocab * 7919) & (normal.size() - 1)];
-    }
-    ops.upload(ops.self, logits, host.data(), elements * 4, {});
+void bench_many_tokens(const ops::Ops& ops, cudaStream_t stream, ops::DType act) {
+  const Shape shapes[] = {{"qkv", 6144, 4096, false, true, false},
+                          {"o", 4096, 4096, false, false, true},
+                          {"gate_up", 28672, 4096, true, true, false},
+                          {"down", 4096, 14336, false, false, true}};
+  const int counts[] = {512, 1024, 2048, 8192};
+  std::printf("\n%s layers of many tokens, norm and activation included: TFLOP/s\n%-14s",
+              ops::dtype_name(act), "");
+  for (const int m : counts) std::printf(" %7d", m);
+  for (const Shape& s : shapes) {
+    const std::vector<uint16_t> host = random_halves(size_t(s.n) * size_t(s.k));
+    const ops::WeightPiece piece{host.data(), act, s.n};
+    ops::LinearWeight weight = ops.make_linear(ops.self, &piece, 1, s.k, nullptr, s.silu);
+    const size_t most = 8192;
+    const std::vector<uint16_t> input = random_halves(most * size_t(s.k));
+    void* x = ops.alloc(ops.self, input.size() * 2);
+    void* y = ops.alloc(ops.self, most * size_t(s.n) * 2);
+    const std::vector<float> ones(size_t(s.k), 1.0F);
+    auto* norm = static_cast<float*>(ops.alloc(ops.self, ones.size() * 4));
+    ops.upload(ops.self, x, input.data(), input.size() * 2, {});
+    ops.upload(ops.self, norm, ones.data(), ones.size() * 4, {});
     ops.synchronize(ops.self, {});
-    std::printf("%-22s", c.name);
-    for (const int32_t count : {1, 64, 256}) {
-      std::vector<ops::SampleRow> rows(static_cast<size_t>(count));
-      for (size_t i = 0; i < rows.size(); ++i) {
-        rows[i].temperature = c.temperature;
-        rows[i].top_p = c.top_p;
-        rows[i].top_k = c.top_k;
-        rows[i].seed = i;
-      }
-      const size_t row_bytes = rows.size() * sizeof(ops::SampleRow);
-      void* device_rows = ops.alloc(ops.self, row_bytes);
-      ops.upload(ops.self, device_rows, rows.data(), row_bytes, {stream});
-      const ops::SampleParams p{.logits = logits,
-                                .rows = static_cast<ops::SampleRow*>(device_rows),
-                                .num_rows = count,
-                                .vocab = vocab,
-                                .tokens = tokens};
-      std::printf(" %8.1f",
-                  1e6 * call_seconds(stream, 20, [&] { ops.sample(ops.self, p, {stream}); }));
-      ops.release(ops.self, device_rows);
+    std::printf("\n%-14s", s.name);
+    for (const int m : counts) {
+      const double seconds = graph_seconds(stream, 4, [&](int) {
+        ops.linear(ops.self,
+                   {.x = x,
+                    .weight = &weight,
+                    .norm = s.norm ? norm : nullptr,
+                    .y = y,
+                    .num_tokens = m,
+                    .silu_mul = s.silu,
+                    .add = s.add},
+                   {stream});
+      });
+      std::printf(" %7.0f", 2.0 * m * s.n * s.k / seconds * 1e-12);
     }
-    std::printf("\n");
+    ops.release_linear(ops.self, &weight);
+    for (void* memory : {x, y, static_cast<void*>(norm)}) ops.release(ops.self, memory);
   }
-  ops.release(ops.self, logits);
-  ops.release(ops.self, tokens);
+  std::printf("\n");
 }
 
 void bench_elementwise(const ops::Ops& ops, cudaStream_t stream, ops::DType act) {
@@ -213,7 +149,7 @@ void bench_elementwise(const ops::Ops& ops, cudaStream_t stream, ops::DType act)
     const auto show = [&](const char* name, int64_t elements, const std::function<void(int)>& op) {
       const double seconds = graph_seconds(stream, 20, op);
       std::printf("  %s %8.2f (%3.0f%%)", name, seconds * 1e6,
-                  100.0 * 2 * double(tokens * elements) / seconds / kLimit);
+                  100.0 * 2 * double(tokens * elements) / seconds / kReadLimit);
     };
     std::printf("%6lld tokens", static_cast<long long>(tokens));
     show("norm", 2 * 4096, [&](int) {
@@ -265,8 +201,8 @@ int main() {
   for (const ops::DType act : {ops::DType::kF16, ops::DType::kBF16}) {
     const ops::Ops table = ops::cuda_ops(0, act);
     gpu::bench_linear(table, stream.get(), act);
+    gpu::bench_many_tokens(table, stream.get(), act);
     if (act == ops::DType::kF16) {
-      gpu::bench_sample(table, stream.get());
       gpu::bench_elementwise(table, stream.get(), act);
       gpu::bench_upload(table);
     }
