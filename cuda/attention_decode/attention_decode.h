@@ -33,9 +33,9 @@ bool supports_attention_decode(const ops::AttentionParams& p);
 /// out rows of sequences with context_len 0 are zeros. The order of additions depends on the
 /// lengths of the batch and the GPU only, so equal launches give equal bits.
 ///
-/// On sm_90 it is launched as a programmatic dependent: context_len, block_tables and the pages of
-/// all blocks but each sequence's last must not be written by the kernel right before it in the
-/// stream (q and the newest keys may be).
+/// On sm_90 it is launched as a programmatic dependent: no kernel since the last copy in the stream
+/// may write context_len, block_tables or the pages of any block but each sequence's last (q and the
+/// newest keys it may).
 void attention_decode(const ops::AttentionParams& p, DecodeWorkspace& workspace,
                       cudaStream_t stream);
 

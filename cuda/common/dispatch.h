@@ -31,7 +31,7 @@ void with_half_type(ops::DType dtype, Fn&& fn) {
                     "; use float16 or bfloat16");
 }
 
-/// The kernel starts with grid_dependency_wait(), so it may be launched before its predecessor has
+/// The kernel has a grid_dependency_wait(), so it may be launched before its predecessor has
 /// ended where the GPU can do that.
 inline LaunchShape dependent_launch(dim3 grid, dim3 block, cudaStream_t stream,
                                     size_t shared_bytes = 0) {
