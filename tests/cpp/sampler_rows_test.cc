@@ -151,7 +151,8 @@ TEST(RowBuilder, EqualsANaiveSearchAndAllocatesOnce) {
           if (completes(w, prompt)) expected.insert(w.back());
         }
       }
-      const ops::SampleRow row = builder.build(history, static_cast<int32_t>(prompt), 0, 0, scratch);
+      const ops::SampleRow row =
+          builder.build(history, static_cast<int32_t>(prompt), 0, 0, scratch);
       ASSERT_EQ(barred(row), expected) << "round " << round << " step " << step;
       if (step == 0) capacity = scratch.capacity();
       ASSERT_EQ(scratch.capacity(), capacity) << "allocated after the first step";
