@@ -5,7 +5,7 @@
 
 #include "attention_decode/attention_decode.h"
 #include "attention_prefill/attention_prefill.h"
-#include "common/architectures.h"
+#include "common/device.h"
 #include "ops/cuda.h"
 
 namespace treadle::ops {
@@ -23,10 +23,10 @@ Gpu describe(int device) {
     return {"cuda:" + std::to_string(device), cudaGetErrorString(status)};
   }
   Gpu gpu{.name = properties.name};
-  if (!cuda::code_runs_on(TREADLE_CUDA_ARCHS, 10 * properties.major + properties.minor)) {
+  if (cuda::code_for(cuda::kArchitectures, 10 * properties.major + properties.minor) == 0) {
     gpu.problem = "has compute capability " + std::to_string(properties.major) + "." +
                   std::to_string(properties.minor) + ", and this build holds code for " +
-                  TREADLE_CUDA_ARCHS + " (TREADLE_CUDA_ARCHS chooses)";
+                  std::string(cuda::kArchitectures) + " (TREADLE_CUDA_ARCHS chooses)";
   }
   return gpu;
 }

@@ -1,18 +1,27 @@
 // Facts about the current GPU, asked once.
 #pragma once
 
+#include <treadle_cuda_build.h>
+
 #include <array>
 #include <mutex>
+#include <string_view>
 
 #include <cuda_runtime_api.h>
 
+#include "common/architectures.h"
 #include "common/check.h"
 
 namespace treadle::cuda {
 
+/// What this build is compiled for, see code_for().
+inline constexpr std::string_view kArchitectures = TREADLE_CUDA_ARCHITECTURES;
+
 struct DeviceInfo {
   int sms = 0;
-  int capability = 0;    // 10 * major + minor
+  // 10 * major + minor of what the running code is compiled for, which may be less than the GPU's:
+  // kernels have a feature only if their code does.
+  int capability = 0;
   int shared_bytes = 0;  // most dynamic shared memory of one block
   int l2_bytes = 0;
 };
@@ -32,8 +41,8 @@ inline const DeviceInfo& device_info() {
     };
     DeviceInfo& i = infos[device];
     i.sms = ask(cudaDevAttrMultiProcessorCount);
-    i.capability =
-        10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor);
+    i.capability = code_for(kArchitectures, 10 * ask(cudaDevAttrComputeCapabilityMajor) +
+                                                ask(cudaDevAttrComputeCapabilityMinor));
     i.shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
     i.l2_bytes = ask(cudaDevAttrL2CacheSize);
   });

@@ -94,20 +94,22 @@ TEST(EngineDevice, AGpuComputesInHalfPrecision) {
 }
 
 TEST(EngineDevice, CodeRunsOnWhatItWasCompiledFor) {
-  using cuda::code_runs_on;
-  EXPECT_TRUE(code_runs_on("80,86,89,90a", 80));
-  EXPECT_TRUE(code_runs_on("80,86,89,90a", 86));
-  EXPECT_TRUE(code_runs_on("80,86,89,90a", 87));  // code for 86
-  EXPECT_TRUE(code_runs_on("80,86,89,90a", 90));
-  EXPECT_TRUE(code_runs_on("80,86,89,90a", 120));  // compiled by the driver
-  EXPECT_FALSE(code_runs_on("80,86,89,90a", 75));
-  EXPECT_TRUE(code_runs_on("90a", 90));
-  EXPECT_FALSE(code_runs_on("90a", 100));
-  EXPECT_FALSE(code_runs_on("90a", 89));
-  EXPECT_FALSE(code_runs_on("80,100", 90));  // only 100 is kept for newer ones
-  EXPECT_TRUE(code_runs_on("100f", 103));
-  EXPECT_FALSE(code_runs_on("100f", 120));
-  EXPECT_FALSE(code_runs_on("", 80));
+  using cuda::code_for;
+  constexpr const char* kAll = "80,86,89,90a";
+  EXPECT_EQ(code_for(kAll, 75), 0);
+  EXPECT_EQ(code_for(kAll, 80), 80);
+  EXPECT_EQ(code_for(kAll, 86), 86);
+  EXPECT_EQ(code_for(kAll, 87), 86);
+  EXPECT_EQ(code_for(kAll, 90), 90);
+  EXPECT_EQ(code_for(kAll, 120), 89);  // compiled by the driver, without what 90 adds
+  EXPECT_EQ(code_for("80", 90), 80);
+  EXPECT_EQ(code_for("90a", 90), 90);
+  EXPECT_EQ(code_for("90a", 100), 0);
+  EXPECT_EQ(code_for("90a", 89), 0);
+  EXPECT_EQ(code_for("80,100", 90), 0);  // only 100 is kept for newer ones
+  EXPECT_EQ(code_for("100f", 103), 100);
+  EXPECT_EQ(code_for("100f", 120), 0);
+  EXPECT_EQ(code_for("", 80), 0);
 }
 
 // What this build makes of this machine: every branch leaves an engine that works or a clear error.
