@@ -283,8 +283,8 @@ int main(int argc, char** /*argv*/) {
   std::vector<test::Shape> shapes = {{72, 72, false}, {144, 520, true}};
   if (argc <= 1) {
     const test::Shape more[] = {{1000, 896, false},  {896, 4864, false},  {4096, 1024, false},
-                                {512, 11008, false}, {20008, 328, false}, {1008, 896, true},
-                                {9728, 896, true},   {2816, 2048, true}};
+                                {512, 11008, false}, {20008, 328, false}, {40008, 136, false},
+                                {1008, 896, true},   {9728, 896, true},   {2816, 2048, true}};
     shapes.insert(shapes.end(), std::begin(more), std::end(more));
   }
   for (const test::Shape& s : shapes) {
