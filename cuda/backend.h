@@ -35,6 +35,11 @@ struct Backend {
     return stream.handle != nullptr ? static_cast<cudaStream_t>(stream.handle) : own_stream.get();
   }
 
+  size_t scratch_bytes() const {
+    return Matmul::kWorkspaceBytes + StreamWorkspace::bytes() + normed.bytes + gate_up.bytes +
+           decode_scratch.bytes + prefill_scratch.bytes;
+  }
+
   const int32_t device;
   const ops::DType act;
   const std::string name;

@@ -33,9 +33,13 @@ stream::Plan make_plan(const ops::LinearWeight& w) {
 
 }  // namespace
 
+size_t StreamWorkspace::bytes() {
+  return part_bytes() + static_cast<size_t>(device_info().sms) * sizeof(int);
+}
+
 StreamWorkspace::StreamWorkspace() {
-  const size_t counters = static_cast<size_t>(device_info().sms) * sizeof(int);
-  memory_ = make_device_memory(part_bytes() + counters);
+  const size_t counters = bytes() - part_bytes();
+  memory_ = make_device_memory(bytes());
   check(cudaMemset(static_cast<char*>(memory_.get()) + part_bytes(), 0, counters),
         "clear counters");
   check(cudaStreamSynchronize(nullptr), "clear counters");  // for streams that do not wait for it

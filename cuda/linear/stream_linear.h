@@ -16,6 +16,7 @@ class StreamWorkspace {
  public:
   StreamWorkspace();
   stream::Parts parts() const;
+  static size_t bytes();
 
  private:
   DeviceMemory memory_;

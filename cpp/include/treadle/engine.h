@@ -42,7 +42,7 @@ struct ModelInfo {
   std::vector<int32_t> eos_token_ids;
   int64_t num_parameters = 0;
   int64_t weight_bytes = 0;
-  int64_t workspace_bytes = 0;
+  int64_t workspace_bytes = 0;  ///< of a step, and what the operations keep for themselves
   int64_t kv_bytes_per_token = 0;
   int64_t kv_pool_bytes = 0;
   int32_t kv_block_tokens = 64;

@@ -198,7 +198,9 @@ void Engine::Impl::fill_info() {
   info.eos_token_ids = spec.eos_token_ids;
   info.num_parameters = weights.num_parameters;
   info.weight_bytes = weights.bytes;
-  info.workspace_bytes = static_cast<int64_t>(decoder->workspace_bytes());
+  const ops::Ops& ops = backend.ops;
+  const size_t scratch = ops.scratch_bytes != nullptr ? ops.scratch_bytes(ops.self) : 0;
+  info.workspace_bytes = static_cast<int64_t>(decoder->workspace_bytes() + scratch);
   info.kv_bytes_per_token = static_cast<int64_t>(pool->pool.block_bytes()) / ops::kBlockTokens;
   info.kv_blocks = pool->pool.num_blocks;
   info.kv_pool_bytes = static_cast<int64_t>(pool->pool.block_bytes()) * info.kv_blocks;

@@ -135,6 +135,8 @@ struct Ops {
   void (*release)(void* self, void* ptr) = nullptr;
   size_t (*free_memory)(void* self) = nullptr;   // bytes that can still be allocated
   size_t (*total_memory)(void* self) = nullptr;  // bytes there are, free or not
+  /// Bytes that the operations hold between calls beside what alloc gave; null = none to speak of.
+  size_t (*scratch_bytes)(void* self) = nullptr;
   void (*upload)(void* self, void* dst, const void* host, size_t bytes, Stream) = nullptr;
   void (*download)(void* self, void* host, const void* src, size_t bytes, Stream) = nullptr;
   void (*synchronize)(void* self, Stream) = nullptr;
