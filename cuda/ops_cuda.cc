@@ -192,13 +192,14 @@ Ops cuda_ops(int32_t device, DType act_dtype) {
   ops.act_dtype = act_dtype;
   ops.defaults = {.max_batch_size = 256,
                   .prefill_tokens = 8192,
-                  .mixed_prefill_tokens = 384,
+                  .mixed_prefill_tokens = 320,
                   .pool_fraction = 0.8,
                   .logit_bytes = size_t{256} << 20};
   ops.alloc = [](void* self, size_t bytes) { return gpu::allocate(gpu::backend(self), bytes); };
   ops.release = [](void* /*self*/, void* ptr) { gpu::release(ptr); };
   ops.free_memory = [](void* self) { return gpu::free_memory(gpu::backend(self)); };
   ops.total_memory = [](void* self) { return gpu::total_memory(gpu::backend(self)); };
+  ops.scratch_bytes = [](void* self) { return gpu::backend(self).scratch_bytes(); };
   ops.upload = [](void* self, void* dst, const void* host, size_t bytes, Stream stream) {
     gpu::Backend& b = gpu::backend(self);
     gpu::upload(b, dst, host, bytes, b.stream_of(stream));
