@@ -267,8 +267,9 @@ def test_threads_and_batches_on_the_demo_model(device: Device, demo_path: str) -
             assert engine.info.num_threads == threads or device.name != "cpu"
             texts = ["四川的省会在哪?", "capital of Japan?", "What is 12 + 30?", "你好!"]
             prompts = [engine.tokenizer.encode(engine.model.get_prompt(text)) for text in texts]
+            # Past its end an answer is full of near ties, which half precision decides either way.
             config = GenerationConfig(
-                max_new_tokens=40, ignore_eos=True, logprobs=3, prompt_logprobs=1
+                max_new_tokens=40, ignore_eos=device.exact, logprobs=3, prompt_logprobs=1
             )
             outputs = [reference.run(engine, ids, gen_config=config) for ids in prompts]
             alone = device.content(outputs)
