@@ -34,8 +34,8 @@ bool supports_attention_decode(const ops::AttentionParams& p);
 /// lengths of the batch and the GPU only, so equal launches give equal bits.
 ///
 /// On sm_90 it is launched as a programmatic dependent: no kernel since the last copy in the stream
-/// may write context_len, block_tables or the pages of any block but each sequence's last (q and the
-/// newest keys it may).
+/// may write context_len, block_tables or the pages of any block but each sequence's last (q and
+/// the newest keys it may).
 void attention_decode(const ops::AttentionParams& p, DecodeWorkspace& workspace,
                       cudaStream_t stream);
 
