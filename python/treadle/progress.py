@@ -50,21 +50,21 @@ class LoadProgress:
 
 
 class ProgressBar:
-    """Context manager that counts prompts. ``show``: None shows it on a terminal when there are
-    several."""
+    """Context manager that counts prompts, or another ``unit``. ``total``: None when unknown.
+    ``show``: None shows it on a terminal, unless there is only one to count."""
 
-    def __init__(self, total: int, show: bool | None) -> None:
+    def __init__(self, total: int | None, show: bool | None, unit: str = "prompt") -> None:
         self._bar: Any = None
         if show is None:
-            show = total > 1 and on_terminal()
+            show = (total is None or total > 1) and on_terminal()
         if show:
             from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
-            self._bar = tqdm(total=total, unit="prompt")
+            self._bar = tqdm(total=total, unit=unit)
 
-    def update(self) -> None:
+    def update(self, count: int = 1) -> None:
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(count)
 
     def __enter__(self) -> ProgressBar:
         return self

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from treadle.cli import options
 
@@ -24,6 +25,7 @@ examples:
   treadle generate models/llama -p "The sky is" --raw
   treadle generate models/llama -f prompts.jsonl -o answers.jsonl
   treadle info models/llama            what would be loaded, and how much fits
+  treadle eval ppl models/llama --text wiki.txt
 
 Every command has its own --help.
 """
@@ -72,6 +74,25 @@ examples:
   treadle info models/llama --session-len 32768 --dtype float16 --json
 """
 
+_EVAL = """\
+Measure the quality of a model.
+
+examples:
+  treadle eval ppl models/llama --text wiki.txt
+  treadle eval ppl --help
+"""
+
+_PPL = """\
+Perplexity of a text by a sliding window: each token is scored once, with at least WINDOW - STRIDE
+tokens before it. The text begins with a BOS where the model's tokenizer adds one, which is context
+only. In a JSONL file (*.jsonl) the "text" of each line is a text of its own.
+
+examples:
+  treadle eval ppl models/llama --text wiki.txt
+  treadle eval ppl models/llama --text wiki.txt --window 2048 --stride 512 --json result.json
+  treadle eval ppl models/llama --text wiki.txt --quant-policy 8
+"""
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -80,10 +101,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="{chat,generate,info}")
+    commands = parser.add_subparsers(dest="command", metavar="{chat,generate,info,eval}")
 
-    def command(name: str, summary: str, description: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
+    def command(
+        name: str, summary: str, description: str, group: Any = commands
+    ) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = group.add_parser(
             name,
             help=summary,
             description=description,
@@ -122,6 +145,24 @@ def build_parser() -> argparse.ArgumentParser:
     info = command("info", "sizes and memory of a model", _INFO)
     info.add_argument("--json", action="store_true", help="print JSON")
     options.add_engine(info)
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="quality of a model on a text",
+        description=_EVAL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    measures = evaluate.add_subparsers(dest="measure", metavar="{ppl}", required=True)
+    ppl = command("ppl", "perplexity of a text", _PPL, measures)
+    ppl.add_argument("--text", metavar="FILE", required=True, help="UTF-8 text, or JSONL")
+    ppl.add_argument(
+        "--window", type=int, metavar="N", help="tokens seen at once (default: session_len - 1)"
+    )
+    ppl.add_argument(
+        "--stride", type=int, metavar="N", help="tokens to the next window (default: half of it)"
+    )
+    ppl.add_argument("--json", metavar="FILE", help="write the result there, too")
+    options.add_engine(ppl)
     return parser
 
 
@@ -143,6 +184,10 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         from treadle.cli import info
 
         return info.run(args, args.parser)
+    if args.command == "eval":
+        from treadle.cli import evaluate
+
+        return evaluate.run(args, args.parser)
     parser.print_help(sys.stderr)
     return USAGE
 

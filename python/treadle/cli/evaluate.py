@@ -1,0 +1,106 @@
+"""``treadle eval``: quality of a model on a text."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from treadle.cli import options
+from treadle.errors import ConfigError, InvalidArgumentError
+
+_BLOCK_BYTES = 1 << 20
+
+
+def check_text(path: str) -> None:
+    """Before the model is loaded: raises OSError for a file that cannot be read, ConfigError for
+    one that is empty or not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset, blank = 0, True
+    with open(path, "rb") as file:
+        while True:
+            block = file.read(_BLOCK_BYTES)
+            pending = len(decoder.getstate()[0])  # of a character that the last block cut
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                at = offset - pending + error.start
+                raise ConfigError(f"{path}: not UTF-8 at byte {at}") from error
+            blank = blank and not text.lstrip("\ufeff").strip()
+            offset += len(block)
+            if not block:
+                break
+    if blank:
+        raise ConfigError(f"{path}: empty, expected a text")
+
+
+def read_texts(path: str) -> Iterator[str]:
+    """The "text" of each line of a JSONL file. Raises ConfigError naming file and line."""
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _parse(line, f"{path}:{number}")
+
+
+def _parse(line: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: malformed JSON: {error}") from error
+    text: Any = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise ConfigError(f'{where}: expected an object with a string "text"')
+    return text
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from treadle import evaluation
+
+    try:
+        evaluation.check_window(args.window, args.stride)
+    except InvalidArgumentError as error:
+        parser.error(str(error))
+    config = options.engine_config(args, parser)
+    check_text(args.text)
+    with options.load_engine(args, config) as engine:
+        if args.text.endswith(".jsonl"):
+            texts = read_texts(args.text)
+            result = evaluation.perplexity(engine, texts, args.window, args.stride)
+        else:
+            with open(args.text, encoding="utf-8-sig", newline="") as file:
+                result = evaluation.perplexity(engine, file, args.window, args.stride)
+        facts = {
+            "path": engine.path,
+            "text": args.text,
+            "device": engine.info.device,
+            "kv_dtype": engine.info.kv_dtype,
+            "quant_policy": config.quant_policy,
+            "window": result.window,
+            "stride": result.stride,
+            "tokens": result.tokens,
+            "mean_nll": result.mean_nll,
+            "perplexity": result.perplexity,
+            "tokens_per_second": result.tokens_per_second,
+        }
+    print(f"window       {result.window} tokens, stride {result.stride}")
+    print(f"tokens       {result.tokens}")
+    print(f"mean NLL     {result.mean_nll:.6f}")
+    print(f"perplexity   {result.perplexity:.4f}")
+    print(f"speed        {result.tokens_per_second:.0f} tok/s")
+    if args.json is not None:
+        _write_json(args.json, facts)
+    return 0
+
+
+def _write_json(path: str, facts: dict[str, Any]) -> None:
+    """JSON has no infinity: it becomes null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in facts.items()
+    }
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(finite, file, ensure_ascii=False, indent=2)
+        file.write("\n")
