@@ -20,13 +20,24 @@ def encode_file(
     suffix = list(tokenizer._backend.suffix_ids)
     first = True
     for piece, last in _pieces(file, piece_chars):
-        ids = tokenizer.encode(piece, continuation=not first)
-        if first and suffix and not last:
-            ids = ids[: -len(suffix)]
-        elif last and not first:
-            ids = ids + suffix
-        yield ids
+        ids = _without(suffix, tokenizer.encode(piece)) if first else _encode_rest(tokenizer, piece)
+        yield ids + suffix if last else ids
         first = False
+
+
+def _without(suffix: list[int], ids: list[int]) -> list[int]:
+    return ids[: len(ids) - len(suffix)]
+
+
+def _encode_rest(tokenizer: Tokenizer, piece: str) -> list[int]:
+    """Behind a line break, as in the text; some sentencepiece models put a space behind a special
+    token, too."""
+    suffix = list(tokenizer._backend.suffix_ids)
+    head = _without(suffix, tokenizer.encode("\n"))
+    ids = _without(suffix, tokenizer.encode("\n" + piece))
+    if ids[: len(head)] == head:
+        return ids[len(head) :]
+    return tokenizer.encode(piece, continuation=True)
 
 
 def _pieces(file: TextIO, size: int) -> Iterator[tuple[str, bool]]:

@@ -18,12 +18,14 @@ from transformers import LlamaForCausalLM
 import reference
 from devices import Device
 from reference import HfModel
+from tokenizer_models import LLAMA3_SPLIT, save_byte_level, save_sentencepiece
 from treadle import Engine
 from treadle.cli import main
 from treadle.cli.evaluate import check_text, read_texts
 from treadle.encoded_text import encode_file
 from treadle.errors import ConfigError, InvalidArgumentError
 from treadle.evaluation import perplexity, sliding_windows
+from treadle.tokenizer import Tokenizer
 
 HELDOUT = Path(__file__).resolve().parents[2] / "examples" / "train_demo" / "heldout.json"
 
@@ -142,6 +144,23 @@ def test_encoding_in_pieces_gives_the_same_ids(piece: int, engine: Engine, text:
     assert len(chunks) > 1
     ids = [token for chunk in chunks for token in chunk]
     assert ids == engine.tokenizer.encode(file.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["byte level", "sentencepiece"])
+def test_only_the_first_piece_gets_a_bos(kind: str, tmp_path: Path) -> None:
+    """And the space that sentencepiece puts before a text."""
+    if kind == "byte level":
+        save_byte_level(tmp_path, LLAMA3_SPLIT, adds_bos=True)
+    else:
+        save_sentencepiece(tmp_path)
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    text = "The sky is blue.\nIt's 12 o'clock\n\n  in Oslo\n你好\n" * 20
+    chunks = list(encode_file(tokenizer, io.StringIO(text, newline=""), 50))
+    assert len(chunks) > 10
+    ids = [token for chunk in chunks for token in chunk]
+    assert ids == tokenizer.encode(text)
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(ids[0]) == 1
 
 
 def test_a_text_of_one_line_is_cut_at_a_word(engine: Engine) -> None:
