@@ -11,6 +11,7 @@
 #include "linear/convert.h"
 #include "linear/skinny.h"
 #include "linear/stream_linear.h"
+#include "treadle/error.h"
 
 namespace treadle::cuda {
 namespace {
@@ -70,7 +71,12 @@ ops::LinearWeight make_linear(Backend& b, const ops::WeightPiece* pieces, int32_
   ops::LinearWeight w;
   w.in_features = in_features;
   w.dtype = b.act;
-  for (int32_t i = 0; i < count; ++i) w.out_features += pieces[i].rows;
+  for (int32_t i = 0; i < count; ++i) {
+    if (pieces[i].int4 != nullptr) {
+      throw Error(ErrorCode::kUnsupported, "no GPU kernel for 4-bit weights in this version");
+    }
+    w.out_features += pieces[i].rows;
+  }
   const cudaStream_t stream = b.own_stream.get();
   const auto k = static_cast<size_t>(in_features);
   DeviceMemory data = make_device_memory(static_cast<size_t>(w.out_features) * k * 2);

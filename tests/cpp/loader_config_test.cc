@@ -297,8 +297,21 @@ TEST(Config, RefusesSizesOutOfRange) {
 
 TEST(Config, RefusesWhatWouldChangeResults) {
   unsupported({"hidden_act is \"gelu\"", "silu"}, R"({"hidden_act": "gelu"})");
-  unsupported({"quantization_config", "\"awq\"", "not supported"},
-              R"({"quantization_config": {"quant_method": "awq", "bits": 4}})");
+  unsupported({"quantization_config.quant_method", "\"fp8\"", "\"awq\""},
+              R"({"quantization_config": {"quant_method": "fp8"}})");
+  unsupported({"quantization_config.bits is 8", "only 4"},
+              R"({"quantization_config": {"quant_method": "gptq", "bits": 8}})");
+  unsupported({"quantization_config.group_size is 16"},
+              R"({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 16}})");
+  unsupported({"quantization_config.version is \"gemv\""},
+              R"({"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}})");
+  unsupported({"quantization_config.format is \"int-quantized\""},
+              R"({"quantization_config": {"quant_method": "compressed-tensors",
+                  "format": "int-quantized"}})");
+  unsupported({"weights.actorder is \"group\""},
+              R"({"quantization_config": {"quant_method": "compressed-tensors",
+                  "format": "pack-quantized", "config_groups": {"group_0": {"weights":
+                  {"num_bits": 4, "actorder": "group", "group_size": 128}}}}})");
   unsupported({"quantization_config", "an unnamed method"}, R"({"quantization_config": 4})");
   unsupported({"num_local_experts is 8", "not implemented"}, R"({"num_local_experts": 8})");
   unsupported({"attn_logit_softcapping is 50.0"}, R"({"attn_logit_softcapping": 50.0})");

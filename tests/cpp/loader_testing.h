@@ -177,8 +177,33 @@ class FakeBackend {
     std::free(memory);
   }
 
+  static std::vector<float> unpack(const ops::WeightPiece& piece, int64_t in) {
+    const ops::Int4Groups& from = *piece.int4;
+    const int64_t groups = in / from.group_size;
+    const auto* bytes = static_cast<const uint8_t*>(piece.data);
+    std::vector<float> out;
+    for (int64_t n = 0; n < piece.rows; ++n) {
+      for (int64_t k = 0; k < in; ++k) {
+        const int64_t g = from.group_of != nullptr ? from.group_of[k] : k / from.group_size;
+        const int q = bytes[(n * in + k) / 2] >> (k % 2 * 4) & 15;
+        const int zero = from.zeros[n * groups + g];
+        out.push_back(static_cast<float>(q - zero) * from.scales[n * groups + g]);
+      }
+    }
+    return out;
+  }
+
   ops::LinearWeight make_linear(std::span<const ops::WeightPiece> pieces, int64_t in,
                                 const float* bias, bool silu_mul) {
+    std::vector<std::vector<float>> unpacked;
+    std::vector<ops::WeightPiece> dense;
+    for (const auto& piece : pieces) {
+      dense.push_back(piece);
+      if (piece.int4 == nullptr) continue;
+      unpacked.push_back(unpack(piece, in));
+      dense.back() = {unpacked.back().data(), ops::DType::kF32, piece.rows};
+    }
+    pieces = dense;
     ops::LinearWeight weight;
     weight.dtype = pieces[0].dtype;
     weight.in_features = in;

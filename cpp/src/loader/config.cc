@@ -8,6 +8,7 @@
 #include "loader/families.h"
 #include "loader/json.h"
 #include "loader/loader.h"
+#include "loader/quant_config.h"
 #include "loader/text.h"
 
 namespace treadle::loader {
@@ -28,6 +29,7 @@ model::ModelSpec make_spec(const Json& config_json, const Json* generation_json)
   spec.architecture = named.empty() ? family.architecture : named[0];
   spec.family = family.name;
   family.read(config, spec);
+  spec.quant = read_quantization(config);
   read_eos(config, spec);
   if (generation_json != nullptr) read_eos(Fields(*generation_json, kGeneration), spec);
   return spec;

@@ -112,15 +112,6 @@ void read_heads(const Fields& config, const FamilyDefaults& defaults, ModelSpec&
 }  // namespace
 
 void refuse_unsupported(const Fields& config) {
-  const Json* quantization = config.find("quantization_config");
-  if (quantization != nullptr && !is_off(*quantization)) {
-    std::string method = "an unnamed method";
-    if (quantization->is_object() && quantization->contains("quant_method")) {
-      method = value_text((*quantization)["quant_method"]);
-    }
-    fail_unsupported(config.file(), cat("quantization_config: weights quantised with ", method,
-                                        " are not supported, only float32, float16 and bfloat16"));
-  }
   for (const char* key : kMustBeOff) {
     const Json* value = config.find(key);
     if (value != nullptr && !is_off(*value)) {

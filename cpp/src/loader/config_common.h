@@ -16,7 +16,7 @@ struct FamilyDefaults {
   double norm_eps = 1e-6;
 };
 
-/// Refuses fields that change results and are not implemented: quantisation, mixtures of experts,
+/// Refuses fields that change results and are not implemented: mixtures of experts,
 /// other activations, soft caps and multipliers of other families. Throws Error(kUnsupported).
 void refuse_unsupported(const Fields& config);
 

@@ -2,6 +2,8 @@
 
 #include <functional>
 
+#include "loader/int4.h"
+
 namespace treadle::loader {
 namespace {
 
@@ -79,11 +81,21 @@ ModelNames tensor_names(const ModelSpec& spec) {
   return names;
 }
 
+std::vector<ExpectedTensor> linear_tensors(const LinearName& part) {
+  std::vector<ExpectedTensor> out;
+  if (part.quantized()) {
+    out = int4_tensors(part);
+  } else {
+    out.push_back({part.weight_name(), {part.out, part.in}});
+  }
+  if (part.bias) out.push_back({part.bias_name(), {part.out}});
+  return out;
+}
+
 std::vector<ExpectedTensor> expected_tensors(const ModelSpec& spec, const ModelNames& names) {
   std::vector<ExpectedTensor> out;
   const auto linear = [&](const LinearName& part) {
-    out.push_back({part.weight_name(), {part.out, part.in}});
-    if (part.bias) out.push_back({part.bias_name(), {part.out}});
+    for (ExpectedTensor& tensor : linear_tensors(part)) out.push_back(std::move(tensor));
   };
   const auto norm = [&](const NormName& part) { out.push_back({part.name, {part.size}}); };
   linear(names.embedding);
@@ -96,8 +108,7 @@ std::vector<ExpectedTensor> expected_tensors(const ModelSpec& spec, const ModelN
 std::vector<std::string> layer_tensors(const LayerNames& layer) {
   std::vector<std::string> out;
   const auto linear = [&](const LinearName& part) {
-    out.push_back(part.weight_name());
-    if (part.bias) out.push_back(part.bias_name());
+    for (const ExpectedTensor& tensor : linear_tensors(part)) out.push_back(tensor.name);
   };
   visit(layer, linear, [&](const NormName& part) { out.push_back(part.name); });
   return out;

@@ -9,14 +9,16 @@
 
 namespace treadle::loader {
 
-/// A linear layer of the checkpoint: `name`.weight is [out][in], `name`.bias [out] where there is
-/// one.
+/// A linear layer of the checkpoint: `name`.weight is [out][in], or where quant.method says so it
+/// is int4_tensors(); `name`.bias [out] where there is one.
 struct LinearName {
   std::string name;
   int64_t out = 0;
   int64_t in = 0;
   bool bias = false;
+  model::QuantSpec quant = {};
 
+  bool quantized() const { return quant.method != model::QuantMethod::kNone; }
   std::string weight_name() const { return name + ".weight"; }
   std::string bias_name() const { return name + ".bias"; }
 };
@@ -47,14 +49,19 @@ struct ModelNames {
 };
 
 struct ExpectedTensor {
+  enum class Kind : uint8_t { kFloat, kInt32, kInteger };  // F32, F16, BF16; I32; I32 or I64
   std::string name;
   std::vector<int64_t> shape;
+  Kind kind = Kind::kFloat;
 };
 
 ModelNames tensor_names(const model::ModelSpec& spec);
 
 /// Every tensor the checkpoint must hold.
 std::vector<ExpectedTensor> expected_tensors(const model::ModelSpec& spec, const ModelNames& names);
+
+/// Tensors of one linear layer: its weight's, then its bias.
+std::vector<ExpectedTensor> linear_tensors(const LinearName& part);
 
 /// Tensors of one layer, in the order they are used.
 std::vector<std::string> layer_tensors(const LayerNames& layer);

@@ -61,7 +61,14 @@ int64_t verify_checkpoint(const Checkpoint& checkpoint, const model::ModelSpec& 
   }
   for (const ExpectedTensor& tensor : expected) {
     const Entry& entry = *checkpoint.find(tensor.name);
-    if (!entry.tensor.type->weight) {
+    const std::string type = entry.tensor.type->name;
+    if (tensor.kind != ExpectedTensor::Kind::kFloat) {
+      const bool wide = tensor.kind == ExpectedTensor::Kind::kInteger && type == "I64";
+      if (type != "I32" && !wide) {
+        fail_model(checkpoint.file_name(entry),
+                   cat("tensor ", quote(tensor.name), " has dtype ", type, ": must be I32"));
+      }
+    } else if (!entry.tensor.type->weight) {
       fail_unsupported(checkpoint.file_name(entry),
                        cat("tensor ", quote(tensor.name), " has dtype ", entry.tensor.type->name,
                            ": weights must be F32, F16 or BF16"));

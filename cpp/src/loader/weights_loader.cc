@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <span>
 #include <string>
 #include <utility>
@@ -10,8 +11,10 @@
 
 #include "loader/checkpoint.h"
 #include "loader/convert.h"
+#include "loader/int4.h"
 #include "loader/loader.h"
 #include "loader/tensor_names.h"
+#include "loader/text.h"
 #include "loader/verify.h"
 
 namespace treadle::loader {
@@ -127,6 +130,10 @@ class Loader {
   // exact: a fused weight has one type.
   void linear(const std::vector<Segment>& segments, bool silu_mul, ops::LinearWeight& out,
               Weights& weights) {
+    if (std::any_of(segments.begin(), segments.end(),
+                    [](const Segment& s) { return s.linear->quantized(); })) {
+      return int4_linear(segments, silu_mul, out, weights);
+    }
     const int64_t in = segments[0].linear->in;
     const ops::DType first = *tensor(segments[0].linear->weight_name()).type->weight;
     const bool mixed = std::any_of(segments.begin(), segments.end(), [&](const Segment& s) {
@@ -148,6 +155,58 @@ class Loader {
     weights.bytes += rows * in * static_cast<int64_t>(ops::dtype_size(out.dtype)) +
                      static_cast<int64_t>(bias.size() * sizeof(float));
     finish(used, weights);
+  }
+
+  // The same where all layers of the segments are int4 with the same groups.
+  void int4_linear(const std::vector<Segment>& segments, bool silu_mul, ops::LinearWeight& out,
+                   Weights& weights) {
+    const LinearName& first = *segments[0].linear;
+    for (const Segment& segment : segments) {
+      if (segment.linear->quantized() != first.quantized()) {
+        refuse_mix(first, *segment.linear, "are not both quantised");
+      }
+    }
+    std::map<const LinearName*, Int4Weight> read;
+    std::vector<ops::Int4Groups> groups;
+    std::vector<ops::WeightPiece> pieces;
+    std::vector<float> bias;
+    std::vector<std::string> used;
+    groups.reserve(segments.size());
+    int64_t rows = 0;
+    for (const Segment& segment : segments) {
+      const LinearName& linear = *segment.linear;
+      const auto [at, added] = read.try_emplace(&linear);
+      Int4Weight& from = at->second;
+      if (added) from = read_int4(checkpoint_, linear);
+      const Int4Weight& leader = read.at(&first);
+      if (from.group_of != leader.group_of) refuse_mix(first, linear, "have different g_idx");
+      const int64_t count = linear.in / from.group_size;
+      groups.push_back({.scales = from.scales.data() + segment.row * count,
+                        .zeros = from.zeros.data() + segment.row * count,
+                        .group_of = leader.group_of.empty() ? nullptr : leader.group_of.data(),
+                        .group_size = from.group_size});
+      pieces.push_back({.data = from.q.data() + segment.row * linear.in / 2,
+                        .dtype = ops::DType::kU8,
+                        .rows = segment.rows,
+                        .int4 = &groups.back()});
+      rows += segment.rows;
+      if (linear.bias) append_bias(segment, bias);
+      note(segment, used);
+    }
+    out = ops_.make_linear(ops_.self, pieces.data(), static_cast<int32_t>(pieces.size()), first.in,
+                           bias.empty() ? nullptr : bias.data(), silu_mul);
+    const int64_t scale_bytes = first.in / groups[0].group_size * (2 * sizeof(float));
+    weights.bytes +=
+        rows * (first.in / 2 + scale_bytes) + static_cast<int64_t>(bias.size() * sizeof(float));
+    // Other elements of its tensors are no parameters of the model.
+    const int64_t before = weights.num_parameters;
+    finish(used, weights);
+    weights.num_parameters = before + rows * first.in + static_cast<int64_t>(bias.size());
+  }
+
+  [[noreturn]] static void refuse_mix(const LinearName& a, const LinearName& b, const char* how) {
+    throw Error(ErrorCode::kUnsupported, cat("layers ", quote(a.name), " and ", quote(b.name), " ",
+                                             how, ": they are computed as one and must agree"));
   }
 
   // The segment's rows, where they are mapped or, converted to float32 or merely aligned, in a new
@@ -186,10 +245,10 @@ class Loader {
   }
 
   static void note(const Segment& segment, std::vector<std::string>& used) {
-    const std::string name = segment.linear->weight_name();
-    if (!used.empty() && std::find(used.begin(), used.end(), name) != used.end()) return;
-    used.push_back(name);
-    if (segment.linear->bias) used.push_back(segment.linear->bias_name());
+    for (const ExpectedTensor& tensor : linear_tensors(*segment.linear)) {
+      if (std::find(used.begin(), used.end(), tensor.name) != used.end()) return;
+      used.push_back(tensor.name);
+    }
   }
 
   // The tensors are in the backend's memory now: count them, and let go of their pages, so that the
@@ -235,7 +294,8 @@ ops::DType stored_dtype(const std::string& directory, const ModelSpec& spec) {
 Weights load_weights(const std::string& directory, const ModelSpec& spec, const ops::Ops& ops,
                      const Progress& progress) {
   const Checkpoint checkpoint(directory);
-  const ModelNames names = tensor_names(spec);
+  ModelNames names = tensor_names(spec);
+  mark_quantized(checkpoint, spec, names);
   const int64_t total = verify_checkpoint(checkpoint, spec, names);
   Weights weights(ops);
   Loader(checkpoint, ops, total, progress).load(spec, names, weights);

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "model/quant_spec.h"
 #include "ops/types.h"
 
 namespace treadle::model {
@@ -58,6 +59,7 @@ struct ModelSpec {
   int32_t sliding_window = 0;
   std::vector<uint8_t> layer_uses_window;  // [num_layers] 1 where sliding_window applies
   ops::DType weight_dtype = ops::DType::kF16;
+  QuantSpec quant;  // of the linear layers that the checkpoint does not store whole
   int32_t bos_token_id = -1;
   std::vector<int32_t> eos_token_ids;  // config.json and generation_config.json together
 

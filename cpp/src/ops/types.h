@@ -31,15 +31,29 @@ struct Stream {
   void* handle = nullptr;
 };
 
-/// Rows [row, row + rows) of a matrix as a checkpoint stores it: row-major [*, in_features].
-/// A fused weight (QKV, gate and up) is a list of such pieces, stacked in order.
-struct WeightPiece {
-  const void* data = nullptr;  // host memory (usually a mapped file): first element of the piece
-  DType dtype = DType::kF32;   // kF32, kF16 or kBF16
-  int64_t rows = 0;            // output features of this piece
+enum class WeightFormat : uint8_t {
+  kDense,
+  kInt4Group,  // 4 bits, with a scale and a zero for each group of input features
 };
 
-enum class WeightFormat : uint8_t { kDense };  // int4 groups, fp8 and GGUF types will be added here
+/// Groups of 4-bit weights, whatever format they come from: w[n][k] = (q[n][k] - zeros[n][g]) *
+/// scales[n][g] with g = group_of[k], or k / group_size. q[n][k] is the low half of byte
+/// [n][k / 2] where k is even, else the high half. There are in_features / group_size groups.
+struct Int4Groups {
+  const float* scales = nullptr;      // [rows][groups]
+  const uint8_t* zeros = nullptr;     // [rows][groups], 0 to 16
+  const int32_t* group_of = nullptr;  // [in_features] or null; one array for all pieces of a weight
+  int64_t group_size = 0;
+};
+
+/// Rows [row, row + rows) of a matrix as a checkpoint stores it: row-major [*, in_features].
+/// A fused weight (QKV, gate and up) is a list of such pieces, stacked in order, of one format.
+struct WeightPiece {
+  const void* data = nullptr;  // host memory (usually a mapped file): first element of the piece
+  DType dtype = DType::kF32;   // kF32, kF16 or kBF16; kU8 where int4 is set
+  int64_t rows = 0;            // output features of this piece
+  const Int4Groups* int4 = nullptr;  // kInt4Group: data is [rows][in_features / 2] bytes
+};
 
 /// A linear layer's weight in the form the backend computes with. Made by Ops::make_linear.
 struct LinearWeight {
@@ -49,6 +63,8 @@ struct LinearWeight {
   int64_t out_features = 0;     // N
   void* data = nullptr;         // backend's own layout, made by make_linear
   const float* bias = nullptr;  // [N] in device memory, or null
+  int64_t group_size = 0;       // kInt4Group: as in Int4Groups
+  int32_t* group_of = nullptr;  // kInt4Group: [K] in device memory, or null
 };
 
 /// Tokens in a KV block. One block holds all layers of these tokens.

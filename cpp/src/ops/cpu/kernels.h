@@ -24,6 +24,19 @@ constexpr int kMaxTaskRows = 128;
 /// weights.
 constexpr int kSliceDepth = 1024;
 
+/// The group of input k: one of Int4Groups.
+struct Int4Task {
+  int64_t group_size = 0;  // 0 = the panels are not int4
+  const int32_t* group_of = nullptr;
+};
+
+/// Bytes of an int4 panel: [K][32], columns c and c + 32 in the low and high half of byte c; then
+/// the scales [groups][64] and the zeros [groups][64], as floats.
+constexpr size_t int4_panel_bytes(int64_t in_features, int64_t group_size) {
+  return static_cast<size_t>(in_features * (kPanel / 2) +
+                             in_features / group_size * 2 * kPanel * int64_t{sizeof(float)});
+}
+
 /// y[r][c] = sum over k, in order, of x[r][k] * panel[k][c], + bias[c].
 struct LinearTask {
   const float* x = nullptr;  // [rows][in_features]
@@ -32,6 +45,7 @@ struct LinearTask {
   const void* panels = nullptr;  // num_panels of [in_features][64], one after the other
   int32_t num_panels = 0;        // 1 or 2
   DType dtype = DType::kF32;     // of the panels
+  Int4Task int4;                 // of the panels, in place of dtype
   bool silu_mul = false;         // the two panels are gate and up: y = silu(gate) * up
   const float* bias = nullptr;   // [num_panels * 64] or null
   float* y = nullptr;            // [rows][ldy]

@@ -20,7 +20,9 @@ std::vector<const char*> rows_of(const WeightPiece* pieces, int32_t count, int64
   std::vector<const char*> rows;
   for (int32_t i = 0; i < count; ++i) {
     const char* data = static_cast<const char*>(pieces[i].data);
-    const size_t row_bytes = size_t(in_features) * dtype_size(pieces[i].dtype);
+    const bool int4 = pieces[i].int4 != nullptr;
+    const size_t row_bytes =
+        int4 ? size_t(in_features) / 2 : size_t(in_features) * dtype_size(pieces[i].dtype);
     for (int64_t r = 0; r < pieces[i].rows; ++r) rows.push_back(data + size_t(r) * row_bytes);
   }
   return rows;
@@ -61,6 +63,92 @@ void pack_panel(const std::vector<const char*>& rows, const int64_t* columns, in
   }
 }
 
+/// A row's scales and zeros.
+struct GroupRow {
+  const float* scales;
+  const uint8_t* zeros;
+};
+
+std::vector<GroupRow> group_rows_of(const WeightPiece* pieces, int32_t count, int64_t groups) {
+  std::vector<GroupRow> rows;
+  for (int32_t i = 0; i < count; ++i) {
+    const Int4Groups& from = *pieces[i].int4;
+    for (int64_t r = 0; r < pieces[i].rows; ++r) {
+      rows.push_back({from.scales + r * groups, from.zeros + r * groups});
+    }
+  }
+  return rows;
+}
+
+/// See int4_panel_bytes.
+void pack_int4_panel(const std::vector<const char*>& rows, const std::vector<GroupRow>& groups_of,
+                     const int64_t* columns, int64_t in_features, int64_t groups, char* panel) {
+  constexpr int kHalf = kPanel / 2;
+  auto* scales = reinterpret_cast<float*>(panel + in_features * kHalf);
+  float* zeros = scales + groups * kPanel;
+  for (int c = 0; c < kPanel; ++c) {
+    if (columns[c] < 0) continue;  // allocated zeroed
+    const auto* row = reinterpret_cast<const uint8_t*>(rows[size_t(columns[c])]);
+    auto* to = reinterpret_cast<uint8_t*>(panel) + c % kHalf;
+    const int up = c < kHalf ? 0 : 4;
+    for (int64_t k = 0; k < in_features; ++k) {
+      const int nibble = row[k / 2] >> (k % 2 * 4) & 15;
+      to[k * kHalf] = static_cast<uint8_t>(to[k * kHalf] | nibble << up);
+    }
+    const GroupRow& from = groups_of[size_t(columns[c])];
+    for (int64_t g = 0; g < groups; ++g) {
+      scales[g * kPanel + c] = from.scales[g];
+      zeros[g * kPanel + c] = static_cast<float>(from.zeros[g]);
+    }
+  }
+}
+
+/// Bytes of one packed panel of the weight.
+size_t panel_bytes_of(const LinearWeight& w) {
+  if (w.format == WeightFormat::kInt4Group) return int4_panel_bytes(w.in_features, w.group_size);
+  return size_t(w.in_features) * kPanel * dtype_size(w.dtype);
+}
+
+/// Checks that the pieces make one weight, and describes it.
+LinearWeight describe(const WeightPiece* pieces, int32_t count, int64_t in_features,
+                      bool silu_mul) {
+  LinearWeight w;
+  w.in_features = in_features;
+  w.dtype = count > 0 ? pieces[0].dtype : DType::kF32;
+  const Int4Groups* int4 = count > 0 ? pieces[0].int4 : nullptr;
+  if (int4 != nullptr) {
+    w.format = WeightFormat::kInt4Group;
+    w.group_size = int4->group_size;
+    if (in_features % 2 != 0 || w.group_size <= 0 || in_features % w.group_size != 0) {
+      throw Error(ErrorCode::kInternal, "int4 groups of " + std::to_string(w.group_size) + " of " +
+                                            std::to_string(in_features) + " inputs");
+    }
+  }
+  for (int32_t i = 0; i < count; ++i) {
+    const Int4Groups* other = pieces[i].int4;
+    if (pieces[i].dtype != w.dtype || (other == nullptr) != (int4 == nullptr)) {
+      throw Error(ErrorCode::kInternal, std::string("the pieces of a weight are ") +
+                                            dtype_name(w.dtype) + " and " +
+                                            dtype_name(pieces[i].dtype));
+    }
+    if (int4 != nullptr &&
+        (other->group_size != int4->group_size || other->group_of != int4->group_of)) {
+      throw Error(ErrorCode::kInternal, "the pieces of an int4 weight have different groups");
+    }
+    w.out_features += pieces[i].rows;
+  }
+  const bool dense = w.dtype == DType::kF32 || w.dtype == DType::kF16 || w.dtype == DType::kBF16;
+  if (int4 == nullptr ? !dense : w.dtype != DType::kU8) {
+    throw Error(ErrorCode::kUnsupported,
+                std::string("weights of type ") + dtype_name(w.dtype) + " are not supported");
+  }
+  if (silu_mul && w.out_features % 2 != 0) {
+    throw Error(ErrorCode::kInternal, "gate and up have " + std::to_string(w.out_features) +
+                                          " rows together, an odd number");
+  }
+  return w;
+}
+
 // Below this much work a layer is not worth handing out.
 constexpr int64_t kInlineWork = 32 << 10;
 
@@ -90,61 +178,51 @@ const float* input_of(Backend& b, const LinearParams& p) {
 
 LinearWeight make_linear(Backend& b, const WeightPiece* pieces, int32_t count, int64_t in_features,
                          const float* bias, bool silu_mul) {
-  LinearWeight w;
-  w.in_features = in_features;
-  w.dtype = count > 0 ? pieces[0].dtype : DType::kF32;
-  for (int32_t i = 0; i < count; ++i) {
-    if (pieces[i].dtype != w.dtype) {
-      throw Error(ErrorCode::kInternal, std::string("the pieces of a weight are ") +
-                                            dtype_name(w.dtype) + " and " +
-                                            dtype_name(pieces[i].dtype));
-    }
-    w.out_features += pieces[i].rows;
-  }
-  if (w.dtype != DType::kF32 && w.dtype != DType::kF16 && w.dtype != DType::kBF16) {
-    throw Error(ErrorCode::kUnsupported,
-                std::string("weights of type ") + dtype_name(w.dtype) + " are not supported");
-  }
-  if (silu_mul && w.out_features % 2 != 0) {
-    throw Error(ErrorCode::kInternal, "gate and up have " + std::to_string(w.out_features) +
-                                          " rows together, an odd number");
-  }
-
+  LinearWeight w = describe(pieces, count, in_features, silu_mul);
   const std::vector<const char*> rows = rows_of(pieces, count, in_features);
   const std::vector<int64_t> order = column_order(w.out_features, silu_mul);
-  const size_t element = dtype_size(w.dtype);
-  const size_t panel_bytes = size_t(in_features) * kPanel * element;
+  const size_t panel_bytes = panel_bytes_of(w);
   const int64_t panels = static_cast<int64_t>(order.size()) / kPanel;
-  char* data = static_cast<char*>(b.memory.allocate(size_t(panels) * panel_bytes));
-  float* ordered_bias = nullptr;
-  if (bias != nullptr) {
-    try {
-      ordered_bias = static_cast<float*>(b.memory.allocate(order.size() * sizeof(float)));
-    } catch (...) {
-      b.memory.release(data);
-      throw;
+  const bool int4 = w.format == WeightFormat::kInt4Group;
+  const int64_t groups = int4 ? in_features / w.group_size : 0;
+  const std::vector<GroupRow> group_rows =
+      int4 ? group_rows_of(pieces, count, groups) : std::vector<GroupRow>{};
+  try {
+    w.data = b.memory.allocate(size_t(panels) * panel_bytes);
+    if (bias != nullptr) {
+      auto* ordered = static_cast<float*>(b.memory.allocate(order.size() * sizeof(float)));
+      w.bias = ordered;
+      for (size_t c = 0; c < order.size(); ++c) {
+        if (order[c] >= 0) ordered[c] = bias[order[c]];
+      }
     }
-    for (size_t c = 0; c < order.size(); ++c) {
-      if (order[c] >= 0) ordered_bias[c] = bias[order[c]];
+    if (int4 && pieces[0].int4->group_of != nullptr) {
+      const size_t bytes = size_t(in_features) * sizeof(int32_t);
+      w.group_of = static_cast<int32_t*>(b.memory.allocate(bytes));
+      std::memcpy(w.group_of, pieces[0].int4->group_of, bytes);
     }
+  } catch (...) {
+    release_linear(b, &w);
+    throw;
   }
   b.pool.parallel_for(panels, [&](int64_t panel, int /*thread*/) {
-    char* to = data + size_t(panel) * panel_bytes;
+    char* to = static_cast<char*>(w.data) + size_t(panel) * panel_bytes;
     const int64_t* columns = order.data() + panel * kPanel;
-    if (element == 2) {
+    if (int4) {
+      pack_int4_panel(rows, group_rows, columns, in_features, groups, to);
+    } else if (dtype_size(w.dtype) == 2) {
       pack_panel(rows, columns, in_features, reinterpret_cast<uint16_t*>(to));
     } else {
       pack_panel(rows, columns, in_features, reinterpret_cast<uint32_t*>(to));
     }
   });
-  w.data = data;
-  w.bias = ordered_bias;
   return w;
 }
 
 void release_linear(Backend& b, LinearWeight* weight) {
   b.memory.release(weight->data);
   b.memory.release(const_cast<float*>(weight->bias));
+  b.memory.release(weight->group_of);
   *weight = LinearWeight{};
 }
 
@@ -174,7 +252,7 @@ void linear(Backend& b, const LinearParams& p) {
 
   const float* x = input_of(b, p);
   float* y = static_cast<float*>(p.y);
-  const size_t panel_bytes = size_t(w.in_features) * kPanel * dtype_size(w.dtype);
+  const size_t panel_bytes = panel_bytes_of(w);
   auto run = [&](int64_t index, int thread) {
     const int64_t unit = index / row_tasks * units_per_task;
     const int64_t row = index % row_tasks * height;
@@ -186,6 +264,7 @@ void linear(Backend& b, const LinearParams& p) {
     t.panels = static_cast<const char*>(w.data) + size_t(unit * unit_panels) * panel_bytes;
     t.num_panels = static_cast<int32_t>(task_units * unit_panels);
     t.dtype = w.dtype;
+    t.int4 = {.group_size = w.group_size, .group_of = w.group_of};
     t.silu_mul = p.silu_mul;
     t.bias = w.bias == nullptr ? nullptr : w.bias + unit * unit_panels * kPanel;
     t.y = y + row * columns + unit * kPanel;

@@ -1,6 +1,7 @@
 // One task of a linear layer: some rows of x times one or two weight panels.
 #pragma once
 
+#include "ops/cpu/int4_inl.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/math_inl.h"
 #include "ops/cpu/tile_inl.h"
@@ -126,6 +127,10 @@ inline void linear_typed(const LinearTask& t) {
 
 template <class V>
 inline void linear(const LinearTask& t) {
+  if (t.int4.group_size > 0) {
+    multiply_int4<V>(t, t.scratch, t.scratch + 2 * kMaxTaskRows * kPanel);
+    return finish_linear<V>(t, t.scratch);
+  }
   switch (t.dtype) {
     case DType::kF16:
       return linear_typed<V, F16>(t);

@@ -28,6 +28,13 @@ struct Avx2 {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }
+  /// The low and the high halves of the next kWidth bytes.
+  static void load_nibbles(const uint8_t* p, F* low, F* high) {
+    const __m256i bytes =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    *low = _mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15)));
+    *high = _mm256_cvtepi32_ps(_mm256_srli_epi32(bytes, 4));
+  }
   static F load_n(const float* p, int n) { return _mm256_maskload_ps(p, lanes_below(n)); }
 
   static void store(float* p, F x) { _mm256_storeu_ps(p, x); }

@@ -28,6 +28,13 @@ struct Avx512 {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
   }
+  /// The low and the high halves of the next kWidth bytes.
+  static void load_nibbles(const uint8_t* p, F* low, F* high) {
+    const __m512i bytes =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    *low = _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(15)));
+    *high = _mm512_cvtepi32_ps(_mm512_srli_epi32(bytes, 4));
+  }
   static F load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(lanes_below(n), p); }
 
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }

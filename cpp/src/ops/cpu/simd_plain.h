@@ -34,6 +34,13 @@ struct Plain {
     const I bits = {p[0].bits, p[1].bits, p[2].bits, p[3].bits};
     return std::bit_cast<F>(bits << 16);
   }
+  /// The low and the high halves of the next kWidth bytes.
+  static void load_nibbles(const uint8_t* p, F* low, F* high) {
+    for (int i = 0; i < kWidth; ++i) {
+      (*low)[i] = static_cast<float>(p[i] & 15);
+      (*high)[i] = static_cast<float>(p[i] >> 4);
+    }
+  }
   static F load_n(const float* p, int n) {
     F x{};
     for (int i = 0; i < kWidth && i < n; ++i) x[i] = p[i];
