@@ -12,6 +12,7 @@ using testing::demo_model;
 using testing::expect_quiet;
 using testing::greedy;
 using testing::Ids;
+using testing::int8_config;
 using testing::join;
 using testing::read_all;
 using testing::Result;
@@ -47,8 +48,8 @@ std::vector<Request> mixed_requests(int count, int32_t longest, int32_t max_new,
 
 using Results = std::vector<std::vector<Result>>;
 
-Results alone(const std::string& model, const std::vector<Request>& requests) {
-  EngineConfig config = tiny_config();
+Results alone(const std::string& model, const std::vector<Request>& requests,
+              EngineConfig config = tiny_config()) {
   config.max_batch_size = 3;
   config.enable_prefix_caching = false;
   config.max_prefill_token_num = 512;
@@ -98,6 +99,19 @@ TEST(EngineBatch, AnyMixGivesWhatEachGivesAlone) {
   }
 }
 
+TEST(EngineBatch, AnyMixGivesWhatEachGivesAloneWithInt8Kv) {
+  const std::vector<Request> requests = mixed_requests(40, 300, 60, true);
+  const Results expected = alone(testing::tiny_model(), requests, int8_config());
+  for (const int32_t chunk : {17, 96}) {
+    EngineConfig config = int8_config();
+    config.max_prefill_token_num = chunk;
+    config.num_threads = chunk == 96 ? 3 : 1;
+    const auto engine = tiny_engine(config);
+    EXPECT_EQ(engine->info().kv_dtype, "int8");
+    expect_same(together(*engine, requests), expected);
+  }
+}
+
 TEST(EngineBatch, AnyMixGivesWhatEachGivesAloneOnTheDemoModel) {
   const std::vector<Request> requests = mixed_requests(8, 60, 10, false);
   EngineConfig config = tiny_config();
@@ -108,16 +122,23 @@ TEST(EngineBatch, AnyMixGivesWhatEachGivesAloneOnTheDemoModel) {
 }
 
 // So few blocks that sequences keep giving way to each other.
-TEST(EngineBatch, PreemptionChangesNothing) {
+void expect_preemption_changes_nothing(EngineConfig config, const std::vector<int32_t>& pools) {
   const std::vector<Request> requests = mixed_requests(40, 200, 120, true);
-  const Results expected = alone(testing::tiny_model(), requests);
-  for (const int32_t blocks : {6, 9, 14}) {
-    EngineConfig config = tiny_config();
+  const Results expected = alone(testing::tiny_model(), requests, config);
+  for (const int32_t blocks : pools) {
     config.cache_max_entry_count = blocks;
     const auto engine = tiny_engine(config);
     expect_same(together(*engine, requests), expected);
     EXPECT_GT(engine->stats().preemptions, 0U) << blocks;
   }
+}
+
+TEST(EngineBatch, PreemptionChangesNothing) {
+  expect_preemption_changes_nothing(tiny_config(), {6, 9, 14});
+}
+
+TEST(EngineBatch, PreemptionChangesNothingWithInt8Kv) {
+  expect_preemption_changes_nothing(int8_config(), {9});
 }
 
 TEST(EngineBatch, CancellingSomeLeavesTheOthersAlone) {

@@ -46,6 +46,16 @@ TEST(EngineDevice, AutoTakesTheFirstUsableGpu) {
   EXPECT_EQ(choose("auto", kOldAndNew).gpu, 1);
 }
 
+TEST(EngineDevice, Int8KvRunsOnTheCpuOnly) {
+  EngineConfig config{.quant_policy = 8};
+  const DeviceChoice choice = choose_device(config, ops::DType::kF16, "", kOneGpu);
+  EXPECT_FALSE(choice.gpu);
+  EXPECT_NE(choice.note.find("quant_policy = 8"), std::string::npos);
+  config.device = "cuda";
+  expect_error(ErrorCode::kUnsupported, {"cuda", "quant_policy = 8"},
+               [&] { choose_device(config, ops::DType::kF16, "", kOneGpu); });
+}
+
 TEST(EngineDevice, AutoTakesTheCpuAndSaysWhyAGpuIsLeftAlone) {
   EXPECT_FALSE(choose("auto", kNoDriver).gpu);
   EXPECT_EQ(choose("auto", kNoDriver).note, "");  // nothing is left alone

@@ -42,8 +42,8 @@ TEST(EngineOptions, RefusesWhatIsOutOfRangeByNameAndNumber) {
           [](EngineConfig& c) { c.cache_max_entry_count = std::nan(""); });
   refused(invalid, {"tp = 0"}, [](EngineConfig& c) { c.tp = 0; });
   refused(ErrorCode::kUnsupported, {"tp = 2"}, [](EngineConfig& c) { c.tp = 2; });
-  refused(ErrorCode::kUnsupported, {"quant_policy = 8"},
-          [](EngineConfig& c) { c.quant_policy = 8; });
+  refused(ErrorCode::kUnsupported, {"quant_policy = 4", "8"},
+          [](EngineConfig& c) { c.quant_policy = 4; });
   const auto load_with = [](auto change) {
     EngineConfig config;
     change(config);
@@ -80,6 +80,17 @@ TEST(EngineOptions, SizesThePool) {
   config.cache_max_entry_count = 0.0;
   expect_error(ErrorCode::kOutOfMemory, {"1 blocks"},
                [&] { pool_blocks(config, to_need, shape, block); });
+}
+
+TEST(EngineOptions, Int8KvHoldsNearlyTwiceTheTokens) {
+  const ops::KvPool half{
+      .dtype = ops::DType::kF16, .num_layers = 2, .kv_heads = 2, .head_dim = 128};
+  ops::KvPool int8 = half;
+  int8.dtype = ops::DType::kI8;
+  // A float pair for each 128 bytes.
+  EXPECT_EQ(int8.block_bytes() * 256, half.block_bytes() * 136);
+  const EngineConfig config{.cache_max_entry_count = 1.0};
+  EXPECT_EQ(pool_blocks(config, {}, int8, 1000 * half.block_bytes()), 1882);
 }
 
 TEST(EngineOptions, LeavesOpenSizesToTheBackend) {

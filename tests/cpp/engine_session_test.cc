@@ -17,6 +17,7 @@ using testing::expect_quiet;
 using testing::greedy;
 using testing::Ids;
 using testing::in_session;
+using testing::int8_config;
 using testing::join;
 using testing::kForever;
 using testing::read;
@@ -33,8 +34,8 @@ Request with_logprobs(Request request) {
 }
 
 // An engine that keeps and shares nothing: the reference.
-std::unique_ptr<Engine> fresh_engine(const std::string& path = testing::tiny_model()) {
-  EngineConfig config = tiny_config();
+std::unique_ptr<Engine> fresh_engine(const std::string& path = testing::tiny_model(),
+                                     EngineConfig config = tiny_config()) {
   config.max_batch_size = 1;
   config.enable_prefix_caching = false;
   return testing::load(path, config);
@@ -76,6 +77,11 @@ TEST(EngineSession, TurnsEqualResendingTheWholeHistory) {
   expect_turns_equal_resending(*tiny_engine(), *fresh_engine(), 6, 37);
 }
 
+TEST(EngineSession, TurnsWithInt8KvEqualResendingTheWholeHistory) {
+  expect_turns_equal_resending(*tiny_engine(int8_config()),
+                               *fresh_engine(testing::tiny_model(), int8_config()), 6, 37);
+}
+
 TEST(EngineSession, TurnsOfTheDemoModelEqualResendingTheWholeHistory) {
   const auto engine = testing::load(demo_model(), tiny_config());
   expect_turns_equal_resending(*engine, *fresh_engine(demo_model()), 3, 20);
@@ -87,17 +93,23 @@ TEST(EngineSession, TurnsWithoutPrefixSharingReuseTheirOwnBlocks) {
   expect_turns_equal_resending(*tiny_engine(config), *fresh_engine(), 4, 37);
 }
 
-TEST(EngineSession, EvictionChangesNothing) {
-  EngineConfig config = tiny_config();
+void expect_eviction_changes_nothing(EngineConfig config) {
+  const auto reference = fresh_engine(testing::tiny_model(), config);
   config.cache_max_entry_count = 9;
   const auto engine = tiny_engine(config);
   uint32_t seed = 0;
-  expect_turns_equal_resending(*engine, *fresh_engine(), 4, 37, [&] {
+  expect_turns_equal_resending(*engine, *reference, 4, 37, [&] {
     // Takes all of the pool but what is active: nothing of the session stays.
     run(*engine, greedy(some_ids(570, 900 + seed++), 5));
   });
   EXPECT_GT(engine->stats().evicted_blocks, 15U);
   expect_quiet(*engine);
+}
+
+TEST(EngineSession, EvictionChangesNothing) { expect_eviction_changes_nothing(tiny_config()); }
+
+TEST(EngineSession, EvictionChangesNothingWithInt8Kv) {
+  expect_eviction_changes_nothing(int8_config());
 }
 
 // With dynamic NTK the rotation of every key depends on the prompt's length once it is beyond what

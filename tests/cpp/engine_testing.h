@@ -116,6 +116,12 @@ inline EngineConfig tiny_config() {
 /// Tokens: many seconds' worth. A request for so many runs until it is cancelled.
 constexpr int32_t kForever = 2000 * 64;
 
+inline EngineConfig int8_config() {
+  EngineConfig config = tiny_config();
+  config.quant_policy = 8;
+  return config;
+}
+
 /// For such requests.
 inline EngineConfig endless_config() {
   EngineConfig config = tiny_config();

@@ -26,8 +26,16 @@ class AttentionTest : public OpTest {
           for (int d = 0; d < c.head_dim; ++d) {
             for (const int part : {0, 1}) {
               next = (next * 5 + 3) % 4093;
-              paged->pool.set(paged->index(1, part, h, s, pos, d), values[next]);
+              const bool int8 = c.dtype == DType::kI8;
+              const float value = int8 ? std::round(40.0F * values[next]) : values[next];
+              paged->pool.set(paged->index(1, part, h, s, pos, d),
+                              std::clamp(value, -128.0F, 127.0F));
             }
+          }
+          if (c.dtype != DType::kI8) continue;
+          for (const int part : {0, 1}) {
+            paged->scale(1, part, h, s, pos) = {0.01F + 0.0003F * float(pos % 50),
+                                                0.1F * float(pos % 7 - 3)};
           }
         }
       }
@@ -35,12 +43,12 @@ class AttentionTest : public OpTest {
   }
 
   /// K (part 0) or V (part 1) of one head: [context][head_dim].
-  static std::vector<double> unpack(const Case& c, const PagedBatch& paged, int part, int head,
+  static std::vector<double> unpack(const Case& c, PagedBatch& paged, int part, int head,
                                     int sequence) {
     std::vector<double> values;
     for (int pos = 0; pos < c.shapes[size_t(sequence)].context; ++pos) {
       for (int d = 0; d < c.head_dim; ++d) {
-        values.push_back(paged.pool.get(paged.index(1, part, head, sequence, pos, d)));
+        values.push_back(paged.value(1, part, head, sequence, pos, d));
       }
     }
     return values;
@@ -65,7 +73,7 @@ class AttentionTest : public OpTest {
     }
   }
 
-  static std::vector<double> reference(const Case& c, const PagedBatch& paged,
+  static std::vector<double> reference(const Case& c, PagedBatch& paged,
                                        const std::vector<float>& q, float scale) {
     std::vector<double> out(q.size());
     for (int s = 0; s < paged.batch.num_sequences; ++s) {
@@ -125,11 +133,12 @@ const std::vector<SequenceShape> kMixed = {{1, 1},   {63, 1},  {64, 1},   {65, 1
 
 TEST_P(AttentionTest, MixedBatchInEveryDtype) {
   for (const DType dtype : kFloatTypes) check({.dtype = dtype, .shapes = kMixed});
+  check({.dtype = DType::kI8, .shapes = kMixed});
 }
 
 TEST_P(AttentionTest, HeadDims) {
   for (const int dim : {4, 8, 20, 32, 64, 80, 96, 100, 128, 256}) {
-    for (const DType dtype : {DType::kF32, DType::kF16}) {
+    for (const DType dtype : {DType::kF32, DType::kF16, DType::kI8}) {
       check({.dtype = dtype, .head_dim = dim, .shapes = {{67, 1}, {40, 40}}});
     }
   }
@@ -151,6 +160,7 @@ TEST_P(AttentionTest, Windows) {
 TEST_P(AttentionTest, ContextsOfSeveralSegments) {
   check({.shapes = {{512, 1}, {513, 1}, {1024, 1}, {1025, 1}, {1700, 1}}});
   check({.shapes = {{1700, 1}}});
+  check({.dtype = DType::kI8, .window = 700, .shapes = {{1700, 1}, {1100, 130}}});
   check({.shapes = {{1100, 130}}});
 }
 

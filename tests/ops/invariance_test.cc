@@ -129,10 +129,9 @@ class InvarianceTest : public ::testing::TestWithParam<cpu::Isa> {
 
 TEST_P(InvarianceTest, AnyCutOfAPrompt) {
   const Layer layers[] = {
-      {4, 2, 16, 0, DType::kF16, DType::kF16},
-      {7, 1, 20, 0, DType::kBF16, DType::kF32},
-      {3, 3, 8, 100, DType::kF32, DType::kBF16},
-      {4, 2, 16, 530, DType::kF16, DType::kF16},
+      {4, 2, 16, 0, DType::kF16, DType::kF16},   {7, 1, 20, 0, DType::kBF16, DType::kF32},
+      {3, 3, 8, 100, DType::kF32, DType::kBF16}, {4, 2, 16, 530, DType::kF16, DType::kF16},
+      {7, 1, 20, 0, DType::kF16, DType::kI8},
   };
   const int length = 1100;  // three segments
   for (const Layer& layer : layers) {
@@ -148,9 +147,11 @@ TEST_P(InvarianceTest, AnyCutOfAPrompt) {
 }
 
 TEST_P(InvarianceTest, TokenByToken) {
-  const Layer layer{4, 2, 16, 0, DType::kF16, DType::kF16};
-  const auto whole = run(layer, 2, {{200}});
-  expect_same_bits(run(layer, 2, one_by_one(1, 200))[0], whole[0]);
+  for (const DType kv : {DType::kF16, DType::kI8}) {
+    const Layer layer{4, 2, 16, 0, DType::kF16, kv};
+    const auto whole = run(layer, 2, {{200}});
+    expect_same_bits(run(layer, 2, one_by_one(1, 200))[0], whole[0]);
+  }
 }
 
 TEST_P(InvarianceTest, AloneOrInABatch) {

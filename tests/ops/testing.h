@@ -88,6 +88,9 @@ struct Tensor {
       cpu::F16 element{};
       cpu::from_float(value, &element);
       std::memcpy(&bytes[i * 2], &element, 2);
+    } else if (dtype == DType::kI8) {
+      const auto element = static_cast<int8_t>(value);
+      std::memcpy(&bytes[i], &element, 1);
     } else {
       cpu::BF16 element{};
       cpu::from_float(value, &element);
@@ -101,6 +104,7 @@ struct Tensor {
       std::memcpy(&value, &bytes[i * 4], 4);
       return value;
     }
+    if (dtype == DType::kI8) return static_cast<float>(static_cast<int8_t>(bytes[i]));
     uint16_t bits = 0;
     std::memcpy(&bits, &bytes[i * 2], 2);
     return dtype == DType::kF16 ? cpu::to_float(cpu::F16{bits}) : cpu::to_float(cpu::BF16{bits});
@@ -148,8 +152,12 @@ struct PagedBatch {
     kv.num_layers = layers;
     kv.kv_heads = kv_heads;
     kv.head_dim = head_dim;
-    pool = Tensor(dtype, size_t(total_blocks) * kv.block_elems());
-    for (size_t i = 0; i < pool.size(); ++i) pool.set(i, kPoison);
+    pool = Tensor(dtype, size_t(total_blocks) * kv.block_bytes() / dtype_size(dtype));
+    if (dtype == DType::kI8) {
+      std::memset(pool.bytes.data(), 0xFF, pool.bytes.size());  // parameters: NaN
+    } else {
+      for (size_t i = 0; i < pool.size(); ++i) pool.set(i, kPoison);
+    }
     kv.base = pool.bytes.data();
   }
   PagedBatch(const PagedBatch&) = delete;
@@ -194,10 +202,28 @@ struct PagedBatch {
     const auto block =
         size_t(tables[size_t(sequence * batch.block_table_stride + position / kBlockTokens)]);
     const auto slot = size_t(position % kBlockTokens);
-    const size_t base = block * kv.block_elems() + size_t(layer) * kv.layer_elems() +
+    const size_t base = block * (kv.block_bytes() / dtype_size(kv.dtype)) +
+                        size_t(layer) * kv.layer_elems() +
                         size_t(part * kv.kv_heads + head) * kv.head_elems();
     return base + (part == 0 ? size_t(dim) * kBlockTokens + slot
                              : slot * size_t(kv.head_dim) + size_t(dim));
+  }
+
+  /// Parameters of a quantised token.
+  KvScale& scale(int layer, int part, int head, int sequence, int position) {
+    const auto block =
+        size_t(tables[size_t(sequence * batch.block_table_stride + position / kBlockTokens)]);
+    char* scales =
+        pool.bytes.data() + block * kv.block_bytes() + kv.scales_offset(layer, part, head);
+    return reinterpret_cast<KvScale*>(scales)[position % kBlockTokens];
+  }
+
+  /// What the pool holds for an element of K or V.
+  double value(int layer, int part, int head, int sequence, int position, int dim) {
+    const double stored = pool.get(index(layer, part, head, sequence, position, dim));
+    if (kv.dtype != DType::kI8) return stored;
+    const KvScale s = scale(layer, part, head, sequence, position);
+    return stored * s.scale + s.zero;
   }
 };
 

@@ -122,9 +122,16 @@ TEST_P(TokensTest, Gather) {
   }
 }
 
-TEST_P(TokensTest, CopyBlock) {
-  PagedBatch paged(DType::kF16, 3, 2, 32, 5);
-  for (size_t i = 0; i < paged.pool.size(); ++i) paged.pool.set(i, float(i % 1000));
+class CopyBlockTest : public OpTest {
+ protected:
+  void check(DType dtype);
+};
+
+void CopyBlockTest::check(DType dtype) {
+  PagedBatch paged(dtype, 3, 2, 32, 5);
+  for (size_t i = 0; i < paged.pool.bytes.size(); ++i) {
+    paged.pool.bytes[i] = static_cast<char>(i * 7 + i / 1000);
+  }
   const auto before = paged.pool.bytes;
   CopyBlockParams p;
   p.kv = paged.kv;
@@ -137,6 +144,12 @@ TEST_P(TokensTest, CopyBlock) {
     EXPECT_EQ(std::memcmp(&paged.pool.bytes[b * bytes], &before[source * bytes], bytes), 0) << b;
   }
 }
+
+TEST_P(CopyBlockTest, CopiesAllOfIt) {
+  for (const DType dtype : {DType::kF16, DType::kI8}) check(dtype);
+}
+
+TREADLE_FOR_ALL_VARIANTS(CopyBlockTest);
 
 TREADLE_FOR_ALL_VARIANTS(TokensTest);
 

@@ -181,7 +181,7 @@ def test_unknown_engine_options(demo_path: str, name: str, meant: str) -> None:
 
 
 def test_what_this_version_does_not_do(demo_path: str) -> None:
-    for options in ({"tp": 2}, {"quant_policy": 8}, {"device": "cuda"}):
+    for options in ({"tp": 2}, {"device": "cuda"}):
         (name,) = options
         if name == "device" and "cuda" in treadle._engine.backends():  # type: ignore[attr-defined]
             continue

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import LlamaForCausalLM
@@ -109,6 +110,25 @@ def test_16_bits_keep_the_perplexity(
             assert loaded.info.kv_dtype == dtype
             difference = abs(total_logprob(loaded, prompts) - expected) / count
             assert difference < tolerance * (1 if device.exact else 5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_int8_kv_keeps_the_perplexity(
+    dtype: str, demo_path: str, heldout: dict[str, list[str]]
+) -> None:
+    """Within 1% of what 16 bits give, and in fact much closer; half of the memory, nearly."""
+    options: dict[str, Any] = {"device": "cpu", "dtype": dtype, "num_threads": 2}
+    with (
+        Engine.from_pretrained(demo_path, **options) as wide,
+        Engine.from_pretrained(demo_path, quant_policy=8, **options) as narrow,
+    ):
+        assert narrow.info.kv_dtype == "int8"
+        assert narrow.info.kv_bytes_per_token < 0.6 * wide.info.kv_bytes_per_token
+        prompts = [encode(wide, text)[:2047] for text in heldout["chats"]]
+        count = sum(len(ids) - 1 for ids in prompts)
+        means = [-total_logprob(engine, prompts) / count for engine in (wide, narrow)]
+    assert means[0] != means[1]
+    assert math.exp(means[1]) == pytest.approx(math.exp(means[0]), rel=1e-3)
 
 
 @pytest.fixture(scope="module")

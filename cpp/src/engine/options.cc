@@ -71,9 +71,9 @@ void check_config(const EngineConfig& config) {
     throw Error(ErrorCode::kUnsupported,
                 "tp = " + std::to_string(config.tp) + ": only tp = 1 in this version");
   }
-  if (config.quant_policy != 0) {
+  if (config.quant_policy != 0 && config.quant_policy != 8) {
     throw Error(ErrorCode::kUnsupported, "quant_policy = " + std::to_string(config.quant_policy) +
-                                             ": only 0 (no KV quantisation) in this version");
+                                             ": it is 0 (no KV quantisation) or 8 (int8 KV)");
   }
 }
 
@@ -93,6 +93,7 @@ model::DecoderLimits decoder_limits(const EngineConfig& config) {
 }
 
 ops::DType kv_dtype(const EngineConfig& config, const ops::Ops& ops, ops::DType weights) {
+  if (config.quant_policy == 8) return ops::DType::kI8;
   if (ops.act_dtype != ops::DType::kF32) return ops.act_dtype;
   if (config.dtype == "float16") return ops::DType::kF16;
   if (config.dtype == "bfloat16") return ops::DType::kBF16;

@@ -70,10 +70,21 @@ struct LinearWeight {
 /// Tokens in a KV block. One block holds all layers of these tokens.
 constexpr int32_t kBlockTokens = 64;
 
+/// What one token's K or V of one head is quantised with: value = q * scale + zero, q an int8.
+/// float, because values of bfloat16 models need not fit a half, and zero may be far larger than
+/// the range of the values, which a half would then not resolve.
+struct KvScale {
+  float scale;
+  float zero;
+};
+
 /// The KV pool: blocks[num_blocks][num_layers][2 (K, V)][kv_heads][64 * head_dim].
 /// K and V of one (block, layer, head) are 64 x head_dim elements in an order that is the backend's
 /// own: the rest of the engine only ever copies whole blocks. The CPU keeps K as [head_dim][64], so
 /// that scores of 64 keys are computed without a transpose, and V as [64][head_dim].
+///
+/// With dtype kI8 each block is its int8 elements, followed by the parameters that turn them back:
+/// KvScale[num_layers][2 (K, V)][kv_heads][64]. So a block still moves in one copy.
 struct KvPool {
   void* base = nullptr;
   DType dtype = DType::kF16;
@@ -85,7 +96,18 @@ struct KvPool {
   constexpr size_t head_elems() const { return size_t{kBlockTokens} * head_dim; }
   constexpr size_t layer_elems() const { return 2 * size_t(kv_heads) * head_elems(); }
   constexpr size_t block_elems() const { return size_t(num_layers) * layer_elems(); }
-  constexpr size_t block_bytes() const { return block_elems() * dtype_size(dtype); }
+  /// KvScales of a block.
+  constexpr size_t block_scales() const {
+    return dtype == DType::kI8 ? 2 * size_t(num_layers) * size_t(kv_heads) * kBlockTokens : 0;
+  }
+  constexpr size_t block_bytes() const {
+    return block_elems() * dtype_size(dtype) + block_scales() * sizeof(KvScale);
+  }
+  /// Bytes from a block's begin to the 64 KvScales of one layer, part (0 = K, 1 = V) and head.
+  constexpr size_t scales_offset(int32_t layer, int32_t part, int32_t head) const {
+    const size_t index = (size_t(layer) * 2 + size_t(part)) * size_t(kv_heads) + size_t(head);
+    return block_elems() * dtype_size(dtype) + index * kBlockTokens * sizeof(KvScale);
+  }
 };
 
 /// The sequences of one step. The flat token batch is [decode tokens | prompt chunks]: sequences

@@ -7,15 +7,17 @@
 #pragma once
 
 #include <limits>
+#include <type_traits>
 
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/math_inl.h"
+#include "ops/cpu/quantise_inl.h"
 #include "ops/cpu/tile_inl.h"
 
 namespace treadle::ops::cpu {
 
 // From this many rows on, a block's K and V are converted to float once instead of by each row
-// tile.
+// tile. Quantised ones always are.
 constexpr int kConvertRows = 13;
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
@@ -156,12 +158,20 @@ struct AttentionRows {
     const int32_t* table =
         p.batch.block_tables + size_t(sequence) * size_t(p.batch.block_table_stride);
     const KvPool& kv = p.kv;
-    const T* layer_keys = static_cast<const T*>(kv.base) + size_t(p.layer) * kv.layer_elems() +
-                          size_t(kv_head) * kv.head_elems();
-    const T* k = layer_keys + size_t(table[index]) * kv.block_elems();
+    constexpr bool kQuantised = std::is_same_v<T, int8_t>;
+    const char* pool = static_cast<const char*>(kv.base);
+    auto keys_of = [&](int32_t id) {
+      return reinterpret_cast<const T*>(pool + size_t(id) * kv.block_bytes()) +
+             size_t(p.layer) * kv.layer_elems() + size_t(kv_head) * kv.head_elems();
+    };
+    auto scales_of = [&](int part) {
+      return reinterpret_cast<const KvScale*>(pool + size_t(table[index]) * kv.block_bytes() +
+                                              kv.scales_offset(p.layer, part, kv_head));
+    };
+    const T* k = keys_of(table[index]);
     const T* v = k + size_t(kv.kv_heads) * kv.head_elems();
     const bool last = index == last_pos / kBlockTokens;
-    const T* next_k = last ? k : layer_keys + size_t(table[index + 1]) * kv.block_elems();
+    const T* next_k = last ? k : keys_of(table[index + 1]);
     const auto part_bytes = static_cast<int64_t>(kv.head_elems() * sizeof(T));
     const int block_begin = index * kBlockTokens;
     // Slots past the last query's position may hold anything: their scores are masked, their values
@@ -171,10 +181,14 @@ struct AttentionRows {
     const int skipped = first_key(first_pos) - block_begin;
     const int begin = skipped > 0 ? skipped : 0;
     constexpr int kKeyVectors = kBlockTokens / V::kWidth;
-    const bool many = rows >= kConvertRows;
+    const bool many = kQuantised || rows >= kConvertRows;
 
     if (many) {
-      convert<V>(k, keys, int64_t{dim} * kKeyVectors);
+      if constexpr (kQuantised) {
+        restore_keys<V>(k, scales_of(0), dim, keys);
+      } else {
+        convert<V>(k, keys, int64_t{dim} * kKeyVectors);
+      }
       multiply<V>(q, dim, keys, kBlockTokens, dim, scores, kBlockTokens, false, rows, kKeyVectors,
                   nullptr, 0);
     } else {
@@ -189,9 +203,14 @@ struct AttentionRows {
       for (int key = begin; key < end; ++key) {
         const T* from = v + size_t(key) * dim;
         float* to = values + size_t(key) * padded_dim;
-        int i = 0;
-        for (; i + V::kWidth <= dim; i += V::kWidth) V::store(to + i, V::load(from + i));
-        for (; i < padded_dim; ++i) to[i] = i < dim ? to_float(from[i]) : 0.0F;
+        if constexpr (kQuantised) {
+          restore_values<V>(from, scales_of(1)[key], dim, to);
+        } else {
+          int i = 0;
+          for (; i + V::kWidth <= dim; i += V::kWidth) V::store(to + i, V::load(from + i));
+          for (; i < dim; ++i) to[i] = to_float(from[i]);
+        }
+        for (int i = dim; i < padded_dim; ++i) to[i] = 0.0F;
       }
       multiply<V>(weights, kBlockTokens, values + size_t(begin) * padded_dim, padded_dim,
                   end - begin, s.out, padded_dim, true, rows, vectors, nullptr, 0);
@@ -219,6 +238,8 @@ struct AttentionRows {
         return segment_typed<F16>(index, s);
       case DType::kBF16:
         return segment_typed<BF16>(index, s);
+      case DType::kI8:
+        return segment_typed<int8_t>(index, s);
       default:
         return segment_typed<float>(index, s);
     }

@@ -1,4 +1,4 @@
-// The 16-bit element types, and their conversion one element at a time.
+// The 16-bit element types, and the conversion of elements one at a time.
 //
 // The functions are static because files built for different instruction sets include them: a
 // shared inline function could be linked from the wrong one.
@@ -17,6 +17,8 @@ struct BF16 {
 };
 
 static inline float to_float(float x) { return x; }
+
+static inline float to_float(int8_t x) { return static_cast<float>(x); }
 
 static inline float to_float(BF16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
 

@@ -34,6 +34,10 @@ struct Plain {
     const I bits = {p[0].bits, p[1].bits, p[2].bits, p[3].bits};
     return std::bit_cast<F>(bits << 16);
   }
+  static F load(const int8_t* p) {
+    return F{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+             static_cast<float>(p[3])};
+  }
   /// The low and the high halves of the next kWidth bytes.
   static void load_nibbles(const uint8_t* p, F* low, F* high) {
     for (int i = 0; i < kWidth; ++i) {

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/quantise_inl.h"
 #include "ops/cpu/tile_inl.h"
 
 namespace treadle::ops::cpu {
@@ -85,13 +87,28 @@ inline void store_all(T* out, const float* in, int n) {
   for (; i < n; ++i) from_float(in[i], out + i);
 }
 
+/// One head of K or V of one token, its elements `stride` apart, and the parameters of a quantised
+/// one. scratch: [n] floats.
+template <class V, class T>
+inline void write_head(const float* in, int n, T* out, int stride, KvScale* scale, float* scratch) {
+  if constexpr (std::is_same_v<T, int8_t>) {
+    *scale = quantise<V>(in, n, out, stride, scratch);
+  } else if (stride == 1) {
+    store_all<V>(out, in, n);
+  } else {
+    T* element = reinterpret_cast<T*>(scratch);
+    store_all<V>(element, in, n);
+    for (int i = 0; i < n; ++i) out[size_t(i) * size_t(stride)] = element[i];
+  }
+}
+
 template <class V, class T>
 inline void qkv_typed(const QkvParams& p, int64_t begin, int64_t end, float* scratch) {
   const int dim = p.head_dim;
   const int half = p.rotary_dim / 2;
   const KvPool& kv = p.kv;
   float* head = scratch;
-  T* element = reinterpret_cast<T*>(scratch + dim);
+  float* converted = scratch + dim;
   float* cos = scratch + 2 * dim;
   float* sin = cos + half;
   for (int64_t t = begin; t < end; ++t) {
@@ -114,18 +131,22 @@ inline void qkv_typed(const QkvParams& p, int64_t begin, int64_t end, float* scr
     const int32_t* table = p.batch.block_tables +
                            size_t(p.batch.token_sequence[t]) * size_t(p.batch.block_table_stride);
     const int slot = position % kBlockTokens;
-    T* k_base = static_cast<T*>(kv.base) +
-                size_t(table[position / kBlockTokens]) * kv.block_elems() +
-                size_t(p.layer) * kv.layer_elems();
+    char* block =
+        static_cast<char*>(kv.base) + size_t(table[position / kBlockTokens]) * kv.block_bytes();
+    T* k_base = reinterpret_cast<T*>(block) + size_t(p.layer) * kv.layer_elems();
     T* v_base = k_base + size_t(kv.kv_heads) * kv.head_elems();
+    auto scale_of = [&](int part, int h) -> KvScale* {
+      if (kv.dtype != DType::kI8) return nullptr;
+      return reinterpret_cast<KvScale*>(block + kv.scales_offset(p.layer, part, h)) + slot;
+    };
     for (int h = 0; h < p.kv_heads; ++h, in += dim) {
       prepare_head<V>(p, in, p.k_norm, cos, sin, 1.0F, head);
-      store_all<V>(element, head, dim);
-      T* k = k_base + size_t(h) * kv.head_elems() + slot;
-      for (int i = 0; i < dim; ++i) k[size_t(i) * kBlockTokens] = element[i];
+      write_head<V>(head, dim, k_base + size_t(h) * kv.head_elems() + slot, kBlockTokens,
+                    scale_of(0, h), converted);
     }
     for (int h = 0; h < p.kv_heads; ++h, in += dim) {
-      store_all<V>(v_base + size_t(h) * kv.head_elems() + size_t(slot) * dim, in, dim);
+      write_head<V>(in, dim, v_base + size_t(h) * kv.head_elems() + size_t(slot) * dim, 1,
+                    scale_of(1, h), converted);
     }
   }
 }
@@ -137,6 +158,8 @@ inline void qkv(const QkvParams& p, int64_t begin, int64_t end, float* scratch) 
       return qkv_typed<V, F16>(p, begin, end, scratch);
     case DType::kBF16:
       return qkv_typed<V, BF16>(p, begin, end, scratch);
+    case DType::kI8:
+      return qkv_typed<V, int8_t>(p, begin, end, scratch);
     default:
       return qkv_typed<V, float>(p, begin, end, scratch);
   }
