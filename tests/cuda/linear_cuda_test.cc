@@ -200,21 +200,9 @@ void test_large_weight(const Tables& t) {
 
 int main() {
   namespace test = treadle::cuda::testing;
-  namespace ops = treadle::ops;
-  if (ops::cuda_device_count() == 0) {
-    std::printf("SKIP: no GPU\n");
-    return 77;
-  }
-  test::Report report;
-  const ops::Ops cpu = ops::cpu_ops(0);
-  for (const ops::DType act : {ops::DType::kF16, ops::DType::kBF16}) {
-    const ops::Ops gpu = ops::cuda_ops(0, act);
-    const test::Tables tables{cpu, gpu, act, report};
+  return test::run_on_tables("linear_cuda_test", [](const test::Tables& tables) {
     test::test_linear(tables);
     test::test_chunks(tables);
     test::test_large_weight(tables);
-    gpu.destroy(gpu.self);
-  }
-  cpu.destroy(cpu.self);
-  return report.finish("linear_cuda_test");
+  });
 }

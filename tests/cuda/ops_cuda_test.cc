@@ -284,23 +284,11 @@ void test_copies(const Tables& t) {
 
 int main() {
   namespace test = treadle::cuda::testing;
-  namespace ops = treadle::ops;
-  if (ops::cuda_device_count() == 0) {
-    std::printf("SKIP: no GPU\n");
-    return 77;
-  }
-  test::Report report;
-  const ops::Ops cpu = ops::cpu_ops(0);
-  for (const ops::DType act : {ops::DType::kF16, ops::DType::kBF16}) {
-    const ops::Ops gpu = ops::cuda_ops(0, act);
-    const test::Tables tables{cpu, gpu, act, report};
+  return test::run_on_tables("ops_cuda_test", [](const test::Tables& tables) {
     test::test_embed(tables);
     test::test_gather(tables);
     test::test_rope(tables);
     test::test_qkv(tables);
     test::test_copies(tables);
-    gpu.destroy(gpu.self);
-  }
-  cpu.destroy(cpu.self);
-  return report.finish("ops_cuda_test");
+  });
 }

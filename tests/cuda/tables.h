@@ -1,6 +1,7 @@
 // What the tests of operations share: the CPU's table beside the GPU's, runs over poisoned memory.
 #pragma once
 
+#include <cstdio>
 #include <functional>
 #include <string>
 #include <vector>
@@ -38,6 +39,24 @@ inline void expect_near(const Tables& t, const std::string& name, const std::vec
 
 inline std::string label(const Tables& t, const char* op) {
   return std::string(op) + " " + ops::dtype_name(t.act);
+}
+
+/// main() of a test of operations: `tests(tables)` for each type of activations. Status for CTest.
+template <class Tests>
+int run_on_tables(const char* program, const Tests& tests) {
+  if (ops::cuda_device_count() == 0) {
+    std::printf("SKIP: no GPU\n");
+    return 77;
+  }
+  Report report;
+  const ops::Ops cpu = ops::cpu_ops(0);
+  for (const ops::DType act : {ops::DType::kF16, ops::DType::kBF16}) {
+    const ops::Ops gpu = ops::cuda_ops(0, act);
+    tests(Tables{cpu, gpu, act, report});
+    gpu.destroy(gpu.self);
+  }
+  cpu.destroy(cpu.self);
+  return report.finish(program);
 }
 
 }  // namespace treadle::cuda::testing
