@@ -17,5 +17,14 @@ __device__ __forceinline__ void cluster_sync() {
       "barrier.cluster.wait.acquire;\n" ::
           : "memory");
 }
+/// What block `rank` of the cluster has in its shared memory where this one has `p`.
+template <class T>
+__device__ __forceinline__ T* in_block(T* p, int rank) {
+  uint64_t mapped;
+  asm("mapa.u64 %0, %1, %2;\n"
+      : "=l"(mapped)
+      : "l"(reinterpret_cast<uint64_t>(p)), "r"(static_cast<uint32_t>(rank)));
+  return reinterpret_cast<T*>(mapped);
+}
 
 }  // namespace treadle::cuda
