@@ -77,7 +77,8 @@ py::dict info(const EngineHandle& handle) {
   return py::dict(
       "architecture"_a = i.architecture, "family"_a = i.family, "device"_a = i.device,
       "device_note"_a = i.device_note, "dtype"_a = i.dtype, "weight_dtype"_a = i.weight_dtype,
-      "kv_dtype"_a = i.kv_dtype, "num_layers"_a = i.num_layers, "hidden_size"_a = i.hidden_size,
+      "kv_dtype"_a = i.kv_dtype, "kv_static_ranges"_a = i.kv_static_ranges,
+      "num_layers"_a = i.num_layers, "hidden_size"_a = i.hidden_size,
       "intermediate_size"_a = i.intermediate_size, "num_heads"_a = i.num_heads,
       "num_kv_heads"_a = i.num_kv_heads, "head_dim"_a = i.head_dim, "vocab_size"_a = i.vocab_size,
       "max_position_embeddings"_a = i.max_position_embeddings, "session_len"_a = i.session_len,

@@ -162,6 +162,8 @@ class ModelInfo:
     dtype: str
     weight_dtype: str
     kv_dtype: str
+    #: int8 KV with the ranges of the model's kv_qparams.safetensors, not each token's own.
+    kv_static_ranges: bool
     num_layers: int
     hidden_size: int
     intermediate_size: int

@@ -109,6 +109,59 @@ TEST_P(KvInt8Test, WhatIsNotFiniteShows) {
   }
 }
 
+// Constant parameters: q, the stored parameters and what lies beyond the range, by the formula in
+// double precision, for each head of K and of V its own.
+TEST_P(KvInt8Test, GivenParameters) {
+  constexpr int kHeads = 2;
+  constexpr int kLayer = 1;
+  const KvScale given[2][kHeads] = {{{0.01F, 0.0F}, {0.5F, -3.0F}},
+                                    {{1e-3F, 0.25F}, {2.0F / 127, 0.0F}}};
+  PagedBatch paged(DType::kI8, 3, kHeads, kDim, 6);
+  paged.set_step({{70, 70}, {1, 1}}, 3, 5);
+  const auto tokens = size_t(paged.batch.num_tokens);
+  constexpr size_t kFeatures = size_t{1 + 1 + 2 * kHeads} * kDim;
+  auto qkv = random_floats(tokens * kFeatures, 11, 2.0F);
+  qkv[kFeatures * 9 + 2 * kDim + 4] = kPoison;  // token 9, head 0 of K
+  std::vector<float> q(tokens * 2 * kDim);
+  QkvParams p;
+  p.qkv = qkv.data();
+  p.q_out = q.data();
+  p.heads = 2;
+  p.kv_heads = kHeads;
+  p.head_dim = kDim;
+  p.layer = kLayer;
+  p.kv = paged.kv;
+  p.kv_static = &given[0][0];
+  p.batch = paged.batch;
+  ops.qkv(ops.self, p, {});
+  int beyond = 0;
+  for (size_t t = 0; t < tokens; ++t) {
+    const int sequence = paged.token_sequence[t];
+    const int position = paged.positions[t];
+    for (const int part : {0, 1}) {
+      for (int h = 0; h < kHeads; ++h) {
+        const KvScale want = given[part][h];
+        const KvScale stored = paged.scale(kLayer, part, h, sequence, position);
+        if (t == 9 && part == 0 && h == 0) {
+          ASSERT_TRUE(std::isnan(stored.zero));
+          continue;
+        }
+        ASSERT_EQ(stored.scale, want.scale);
+        ASSERT_EQ(stored.zero, want.zero);
+        const float* row = qkv.data() + t * kFeatures + size_t(2 + part * kHeads + h) * kDim;
+        for (int d = 0; d < kDim; ++d) {
+          const double exact = (double{row[d]} - want.zero) / want.scale;
+          const double bounded = std::clamp(exact, -128.0, 127.0);
+          beyond += bounded == exact ? 0 : 1;
+          const double got = paged.pool.get(paged.index(kLayer, part, h, sequence, position, d));
+          ASSERT_NEAR(got, bounded, 0.5001) << "token " << t << " part " << part << " head " << h;
+        }
+      }
+    }
+  }
+  EXPECT_GT(beyond, 100);
+}
+
 TREADLE_FOR_ALL_VARIANTS(KvInt8Test);
 
 }  // namespace

@@ -28,6 +28,7 @@ struct ModelInfo {
   std::string dtype;         ///< of activations: what the device computes in
   std::string weight_dtype;
   std::string kv_dtype;
+  bool kv_static_ranges = false;  ///< int8 KV with the model's calibrated ranges, not each token's
   int32_t num_layers = 0;
   int32_t hidden_size = 0;
   int32_t intermediate_size = 0;

@@ -116,7 +116,7 @@ struct Engine::Impl {
   std::thread thread;
 
  private:
-  void make_decoder_and_pool();
+  void make_decoder_and_pool(const std::string& path);
   void fill_info();
 };
 
@@ -125,7 +125,7 @@ Engine::Impl::Impl(const std::string& path, const EngineConfig& options, ops::Op
       spec(spec_for(path, options)),
       config(with_defaults(options, spec, backend.ops.defaults)),
       weights(load_weights(path, spec, backend.ops, config)) {
-  make_decoder_and_pool();
+  make_decoder_and_pool(path);
   fill_info();
   inbox = std::make_shared<Inbox>(config.max_queue_size);
   sessions =
@@ -148,13 +148,16 @@ Engine::Impl::Impl(const std::string& path, const EngineConfig& options, ops::Op
   thread = std::thread([this] { loop->run(); });
 }
 
-void Engine::Impl::make_decoder_and_pool() {
+void Engine::Impl::make_decoder_and_pool(const std::string& path) {
   const ops::Ops& ops = backend.ops;
   const model::DecoderLimits limits = decoder_limits(config);
   ops::KvPool shape{.dtype = kv_dtype(config, ops, weights.layers.front().qkv.dtype),
                     .num_layers = spec.num_layers,
                     .kv_heads = spec.num_kv_heads,
                     .head_dim = spec.head_dim};
+  if (shape.dtype == ops::DType::kI8) {
+    info.kv_static_ranges = loader::load_kv_ranges(path, spec, ops, weights);
+  }
   const size_t workspace = model::Decoder::workspace_bytes(spec, ops, limits);
   const char* advice =
       "Lower max_prefill_token_num or max_batch_size (workspace), cache_max_entry_count (KV pool), "

@@ -27,4 +27,15 @@ model::Weights load_weights(const std::string& directory, const model::ModelSpec
                             const ops::Ops& ops,
                             const std::function<void(int64_t, int64_t)>& progress);
 
+/// Reads the ranges of K and V that calibration has measured (`treadle lite kv_qparams`), where the
+/// directory has them, for int8 KV with constant parameters:
+///
+///   kv_qparams.safetensors: tensor "kv_qparams", F32 [layers][2 (K, V)][kv_heads][2 (scale, zero)]
+///
+/// K is meant as the cache holds it, after its norm and RoPE. Fills weights.kv_static and returns
+/// true; without the file returns false. Throws Error(kInvalidModel) for a file that does not fit
+/// the model, a scale that is not above 0 and values that are not finite.
+bool load_kv_ranges(const std::string& directory, const model::ModelSpec& spec, const ops::Ops& ops,
+                    model::Weights& weights);
+
 }  // namespace treadle::loader

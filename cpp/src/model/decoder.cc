@@ -109,6 +109,8 @@ void Decoder::load(const DecoderInput& input) {
 }
 
 void Decoder::attention_block(const LayerWeights& layer, int32_t index, int32_t num_tokens) {
+  const ops::KvScale* ranges = weights_.kv_static;
+  if (ranges != nullptr) ranges += size_t{2} * index * kv_.kv_heads;
   ops_.linear(ops_.self,
               {.x = residual_,
                .weight = &layer.qkv,
@@ -131,6 +133,7 @@ void Decoder::attention_block(const LayerWeights& layer, int32_t index, int32_t 
             .head_dim = spec_.head_dim,
             .layer = index,
             .kv = kv_,
+            .kv_static = ranges,
             .batch = batch_},
            stream_);
   const bool windowed =

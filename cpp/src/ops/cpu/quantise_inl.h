@@ -27,10 +27,13 @@ inline KvScale scale_of_values(const float* in, int n) {
   return {(0.5F * largest - 0.5F * least) / 127.5F, 0.5F * least + 0.5F * largest};
 }
 
-/// out: n elements, `stride` apart. scratch: [n] floats.
+/// out: n elements, `stride` apart. `given`: parameters to use, or null for those of the values;
+/// values beyond the range of given ones become its ends. scratch: [n] floats.
 template <class V>
-inline KvScale quantise(const float* in, int n, int8_t* out, int stride, float* scratch) {
-  const KvScale s = scale_of_values<V>(in, n);
+inline KvScale quantise(const float* in, int n, const KvScale* given, int8_t* out, int stride,
+                        float* scratch) {
+  KvScale s = scale_of_values<V>(in, n);
+  if (given != nullptr && __builtin_isfinite(s.zero)) s = *given;
   const auto zero = V::set1(s.zero);
   const auto scale = V::set1(s.scale > 0.0F ? s.scale : 1.0F);
   for (int i = 0; i < n; i += V::kWidth) {
