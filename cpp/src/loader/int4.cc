@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "loader/convert.h"
+#include "loader/int4_numbers.h"
 #include "loader/text.h"
 
 namespace treadle::loader {
@@ -96,13 +97,8 @@ class Reader {
       std::memcpy(out.q.data(), tensor(".weight_packed").data.data(), out.q.size());
       return;
     }
-    const Nibbles q(tensor(".qweight"), !awq(), awq());
-    for (int64_t n = 0; n < linear_.out; ++n) {
-      uint8_t* row = out.q.data() + n * bytes;
-      for (int64_t i = 0; i < bytes; ++i) {
-        row[i] = static_cast<uint8_t>(q.at(2 * i, n) | q.at(2 * i + 1, n) << 4);
-      }
-    }
+    const auto unpack = awq() ? awq_numbers : gptq_numbers;
+    unpack(tensor(".qweight").data.data(), linear_.out, linear_.in, out.q.data());
   }
 
   void read_scales(Int4Weight& out) const {
