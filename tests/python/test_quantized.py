@@ -142,6 +142,16 @@ def test_layouts(layout: Layout, tmp_path: Path) -> None:
         assert reference.compare(engine, model, prompt, 24).largest < 1e-3
 
 
+def test_cache_has_the_type_of_the_model(tmp_path: Path) -> None:
+    """Its pages are read from the second chunk of a prompt on."""
+    model = make(Layout("awq"), tmp_path)
+    options: dict[str, Any] = {"session_len": 512, "max_prefill_token_num": 16}
+    with Engine.from_pretrained(tmp_path, device="cpu", num_threads=2, **options) as engine:
+        assert engine.info.kv_dtype == "float32"
+        prompt = reference.random_ids(60, model.config.vocab_size)
+        assert reference.compare(engine, model, prompt, 24).largest < 1e-3
+
+
 def drop_scales(tensors: Tensors) -> None:
     del tensors["model.layers.1.mlp.down_proj.scales"]
 

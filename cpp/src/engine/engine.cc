@@ -151,7 +151,9 @@ Engine::Impl::Impl(const std::string& path, const EngineConfig& options, ops::Op
 void Engine::Impl::make_decoder_and_pool(const std::string& path) {
   const ops::Ops& ops = backend.ops;
   const model::DecoderLimits limits = decoder_limits(config);
-  ops::KvPool shape{.dtype = kv_dtype(config, ops, weights.layers.front().qkv.dtype),
+  const ops::LinearWeight& qkv = weights.layers.front().qkv;
+  const bool int4 = qkv.format == ops::WeightFormat::kInt4Group;
+  ops::KvPool shape{.dtype = kv_dtype(config, ops, int4 ? spec.weight_dtype : qkv.dtype),
                     .num_layers = spec.num_layers,
                     .kv_heads = spec.num_kv_heads,
                     .head_dim = spec.head_dim};

@@ -22,7 +22,8 @@ EngineConfig with_defaults(EngineConfig config, const model::ModelSpec& spec,
 model::DecoderLimits decoder_limits(const EngineConfig& config);
 
 /// Type of the KV cache: what the backend computes in when that is half precision, else
-/// EngineConfig::dtype, whose "auto" is that of the weights.
+/// EngineConfig::dtype, whose "auto" is that of the weights; `weights`: float32, float16 or
+/// bfloat16.
 ops::DType kv_dtype(const EngineConfig& config, const ops::Ops& ops, ops::DType weights);
 
 /// Blocks of the KV pool. `config`: of with_defaults(). `free_bytes`: what is left after weights
