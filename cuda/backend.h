@@ -36,8 +36,8 @@ struct Backend {
   }
 
   size_t scratch_bytes() const {
-    return Matmul::kWorkspaceBytes + StreamWorkspace::bytes() + normed.bytes + gate_up.bytes +
-           decode_scratch.bytes + prefill_scratch.bytes;
+    return Matmul::kWorkspaceBytes + StreamWorkspace::bytes() + normed.bytes + gathered.bytes +
+           gate_up.bytes + dequantised.bytes + decode_scratch.bytes + prefill_scratch.bytes;
   }
 
   const int32_t device;
@@ -50,7 +50,9 @@ struct Backend {
   ReturnBuffer downloads;
   BulkUploader weights;
   Scratch normed;          // [tokens][K] the normalised input of a product
+  Scratch gathered;        // [tokens][K] the same in the order of a 4-bit weight's columns
   Scratch gate_up;         // [tokens][2 * intermediate] between a product and its gated activation
+  Scratch dequantised;     // rows of a 4-bit weight in 16 bits
   Scratch decode_scratch;  // attention_decode's workspace
   Scratch prefill_scratch;
   GraphCache graphs;

@@ -63,7 +63,6 @@ GpuReport cuda_gpus() {
 }
 
 std::string cuda_cannot_run(const GpuModel& model) {
-  if (model.int4) return "no GPU kernel for 4-bit weights in this version";
   AttentionParams p{.heads = model.heads, .kv_heads = model.kv_heads, .head_dim = model.head_dim};
   p.kv.dtype = DType::kF16;
   if (!cuda::supports_attention_prefill(p) || !cuda::supports_attention_decode(p)) {

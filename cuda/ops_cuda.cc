@@ -224,6 +224,7 @@ Ops cuda_ops(int32_t device, DType act_dtype) {
   ops.release_linear = [](void* /*self*/, LinearWeight* weight) {
     gpu::release(weight->data);
     gpu::release(const_cast<float*>(weight->bias));
+    gpu::release(weight->group_of);
     *weight = {};
   };
   ops.embed = gpu::call<EmbedParams, gpu::embed>;

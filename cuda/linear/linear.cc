@@ -1,5 +1,5 @@
 // Linear layers: weights as the checkpoint stores them, [N][K] of act; a path for a few tokens, and
-// cuBLASLt for the rest.
+// cuBLASLt for the rest. 4-bit weights have a file of their own.
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -9,6 +9,8 @@
 #include "common/dispatch.h"
 #include "elementwise/elementwise.h"
 #include "linear/convert.h"
+#include "linear/int4_linear.h"
+#include "linear/int4_pack.h"
 #include "linear/skinny.h"
 #include "linear/stream_linear.h"
 #include "treadle/error.h"
@@ -43,8 +45,40 @@ const void* normalise(Backend& b, const ops::LinearParams& p, cudaStream_t strea
   return out;
 }
 
+/// x with its columns in the order of the weight's.
+const void* gather(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
+  void* out = b.gathered.memory.get();
+  int4::gather_columns(p.x, p.weight->group_of, out, p.num_tokens, p.weight->in_features, stream);
+  return out;
+}
+
+ops::LinearWeight make_dense(Backend& b, const ops::WeightPiece* pieces, int32_t count,
+                             int64_t in_features) {
+  ops::LinearWeight w;
+  w.in_features = in_features;
+  w.dtype = b.act;
+  for (int32_t i = 0; i < count; ++i) w.out_features += pieces[i].rows;
+  const auto k = static_cast<size_t>(in_features);
+  DeviceMemory data = make_device_memory(static_cast<size_t>(w.out_features) * k * 2);
+  char* to = static_cast<char*>(data.get());
+  for (int32_t i = 0; i < count; ++i) {
+    const ops::WeightPiece& piece = pieces[i];
+    const size_t elements = static_cast<size_t>(piece.rows) * k;
+    const auto* from = static_cast<const char*>(piece.data);
+    const size_t element = ops::dtype_size(piece.dtype);
+    b.weights.upload(to, elements, 2, b.own_stream.get(),
+                     [&](size_t first, size_t n, char* pinned) {
+                       convert(piece.dtype, from + first * element, b.act, pinned, n);
+                     });
+    to += elements * 2;
+  }
+  w.data = data.release();
+  return w;
+}
+
 /// The layer without its norm, at most kChunkTokens of it.
 void product(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
+  if (p.weight->format == ops::WeightFormat::kInt4Group) return int4_product(b, p, stream);
   if (supports_skinny_linear(p)) return skinny_linear(p, b.act, stream);
   if (prefers_stream_linear(p)) return stream_linear(p, b.act, b.streaming, stream);
   const ops::LinearWeight& w = *p.weight;
@@ -68,36 +102,22 @@ void product(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
 
 ops::LinearWeight make_linear(Backend& b, const ops::WeightPiece* pieces, int32_t count,
                               int64_t in_features, const float* bias, bool silu_mul) {
-  ops::LinearWeight w;
-  w.in_features = in_features;
-  w.dtype = b.act;
-  for (int32_t i = 0; i < count; ++i) {
-    if (pieces[i].int4 != nullptr) {
-      throw Error(ErrorCode::kUnsupported, "no GPU kernel for 4-bit weights in this version");
-    }
-    w.out_features += pieces[i].rows;
-  }
+  const bool four_bits = count > 0 && pieces[0].int4 != nullptr;
+  ops::LinearWeight w = four_bits ? make_int4_linear(b, pieces, count, in_features, silu_mul)
+                                  : make_dense(b, pieces, count, in_features);
+  DeviceMemory data(w.data);
+  DeviceMemory order(w.group_of);
   const cudaStream_t stream = b.own_stream.get();
-  const auto k = static_cast<size_t>(in_features);
-  DeviceMemory data = make_device_memory(static_cast<size_t>(w.out_features) * k * 2);
-  char* to = static_cast<char*>(data.get());
-  for (int32_t i = 0; i < count; ++i) {
-    const ops::WeightPiece& piece = pieces[i];
-    const size_t elements = static_cast<size_t>(piece.rows) * k;
-    const auto* from = static_cast<const char*>(piece.data);
-    const size_t element = ops::dtype_size(piece.dtype);
-    b.weights.upload(to, elements, 2, stream, [&](size_t first, size_t n, char* pinned) {
-      convert(piece.dtype, from + first * element, b.act, pinned, n);
-    });
-    to += elements * 2;
-  }
   // Now, because a step that is being recorded cannot allocate.
-  b.normed.reserve(static_cast<size_t>(kChunkTokens) * k * 2, stream);
+  const size_t x_bytes = static_cast<size_t>(kChunkTokens * in_features) * 2;
+  b.normed.reserve(x_bytes, stream);
+  if (w.group_of != nullptr) b.gathered.reserve(x_bytes, stream);
   if (silu_mul) {
     b.gate_up.reserve(static_cast<size_t>(kChunkTokens * w.out_features) * 2, stream);
   }
   if (bias != nullptr) w.bias = upload_bias(b, bias, w.out_features);
-  w.data = data.release();
+  (void)data.release();
+  (void)order.release();
   return w;
 }
 
@@ -115,6 +135,7 @@ void linear(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
     chunk.x = static_cast<const char*>(p.x) + begin * x_bytes;
     chunk.y = static_cast<char*>(p.y) + begin * y_bytes;
     if (p.norm != nullptr) chunk.x = normalise(b, chunk, stream);
+    if (p.weight->group_of != nullptr) chunk.x = gather(b, chunk, stream);
     product(b, chunk, stream);
   }
 }

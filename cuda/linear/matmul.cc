@@ -24,6 +24,8 @@ int64_t bucket_of(int64_t m) {
   return (m + step - 1) / step * step;
 }
 
+int64_t stride_of(const MatmulParams& p) { return p.ldy > 0 ? p.ldy : p.n; }
+
 cudaDataType_t data_type(ops::DType dtype) {
   return dtype == ops::DType::kBF16 ? CUDA_R_16BF : CUDA_R_16F;
 }
@@ -51,10 +53,11 @@ namespace {
 /// A column-major matrix for the length of a call.
 class Layout {
  public:
-  Layout(const CublasLt& lt, cudaDataType_t type, int64_t rows, int64_t columns) : lt_(lt) {
+  Layout(const CublasLt& lt, cudaDataType_t type, int64_t rows, int64_t columns, int64_t stride)
+      : lt_(lt) {
     check_lt(lt,
              lt.layout_create(&layout_, type, static_cast<uint64_t>(rows),
-                              static_cast<uint64_t>(columns), rows),
+                              static_cast<uint64_t>(columns), stride),
              "describe a matrix");
   }
   ~Layout() { lt_.layout_destroy(layout_); }
@@ -108,7 +111,8 @@ Matmul::~Matmul() {
 Matmul::Plan& Matmul::plan_for(const MatmulParams& p, cudaStream_t stream) {
   const int64_t bucket = bucket_of(p.m);
   const bool with_bias = p.bias != nullptr;
-  std::unique_ptr<Plan>& slot = plans_[{bucket, p.n, p.k, p.float_output, with_bias, p.add}];
+  std::unique_ptr<Plan>& slot =
+      plans_[{bucket, p.n, p.k, stride_of(p), p.float_output, with_bias, p.add}];
   if (slot) return *slot;
   auto plan = std::make_unique<Plan>(lt_);
   const cudaDataType_t out = p.float_output ? CUDA_R_32F : act_;
@@ -126,8 +130,8 @@ Matmul::Plan& Matmul::plan_for(const MatmulParams& p, cudaStream_t stream) {
            lt_.layout_create(&plan->w, act_, static_cast<uint64_t>(p.k), static_cast<uint64_t>(p.n),
                              p.k),
            "describe a matrix");
-  const Layout x(lt_, act_, p.k, bucket);
-  const Layout y(lt_, out, p.n, bucket);
+  const Layout x(lt_, act_, p.k, bucket, p.k);
+  const Layout y(lt_, out, p.n, bucket, stride_of(p));
   Preference preference(lt_);
   preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kWorkspaceBytes});
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, uint32_t{16});
@@ -149,8 +153,8 @@ Matmul::Plan& Matmul::plan_for(const MatmulParams& p, cudaStream_t stream) {
 
 cublasStatus_t Matmul::multiply(const Plan& plan, const cublasLtMatmulAlgo_t& algo,
                                 const MatmulParams& p, void* out, cudaStream_t stream) {
-  const Layout x(lt_, act_, p.k, p.m);
-  const Layout y(lt_, p.float_output ? CUDA_R_32F : act_, p.n, p.m);
+  const Layout x(lt_, act_, p.k, p.m, p.k);
+  const Layout y(lt_, p.float_output ? CUDA_R_32F : act_, p.n, p.m, stride_of(p));
   const float one = 1.0F;
   const float of_y = p.add ? 1.0F : 0.0F;
   return lt_.matmul(handle_, plan.desc, &one, p.w, plan.w, p.x, x.get(), &of_y, p.y, y.get(), out,
@@ -166,7 +170,7 @@ cublasLtMatmulAlgo_t Matmul::fastest(const Plan& plan,
   if (p.m < kTimedTokens || capture != cudaStreamCaptureStatusNone) return first;
   // y may be what is added to: the results of the trials go elsewhere.
   void* memory = nullptr;
-  const size_t bytes = static_cast<size_t>(p.m * p.n) * (p.float_output ? 4 : 2);
+  const size_t bytes = static_cast<size_t>(p.m * stride_of(p)) * (p.float_output ? 4 : 2);
   if (cudaMalloc(&memory, bytes) != cudaSuccess) {
     (void)cudaGetLastError();  // remembered otherwise
     return first;

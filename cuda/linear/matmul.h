@@ -20,10 +20,11 @@ struct MatmulParams {
   const void* x = nullptr;     // [m][k] of act
   const void* w = nullptr;     // [n][k] of act
   const void* bias = nullptr;  // [n] of y's type, or null
-  void* y = nullptr;           // [m][n] of act, or float32
+  void* y = nullptr;           // [m][ldy] of act, or float32, of which n columns are written
   int64_t m = 0;
   int64_t n = 0;
   int64_t k = 0;
+  int64_t ldy = 0;  // 0 = n
   bool float_output = false;
   bool add = false;  // to y, of act
 };
@@ -44,7 +45,7 @@ class Matmul {
   // Algorithms are chosen once for all token counts of a bucket, so that within a process a result
   // depends on the bucket and not on what was computed before. For many tokens a few candidates are
   // timed, unless the product is being recorded.
-  using Key = std::tuple<int64_t, int64_t, int64_t, bool, bool, bool>;
+  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, bool, bool, bool>;
   struct Plan;
   Plan& plan_for(const MatmulParams& p, cudaStream_t stream);
   cublasStatus_t multiply(const Plan& plan, const cublasLtMatmulAlgo_t& algo, const MatmulParams& p,

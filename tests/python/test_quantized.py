@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import devices
 import reference
+from devices import Device
 from reference import HfModel
 from treadle import Engine
 from treadle.errors import InvalidModelError, UnsupportedError
@@ -97,7 +99,7 @@ def make(layout: Layout, directory: Path, *, head: bool = False) -> HfModel:
     """Writes a quantised llama; returns the float32 model that it stands for."""
     config = LlamaConfig(
         vocab_size=328, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, attention_bias=True,
+        num_attention_heads=2, num_key_value_heads=1, attention_bias=True,
         max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     model = reference.build(LlamaForCausalLM, config)
@@ -116,9 +118,9 @@ def make(layout: Layout, directory: Path, *, head: bool = False) -> HfModel:
     return model
 
 
-def load(directory: Path) -> Engine:
-    return Engine.from_pretrained(
-        directory, device="cpu", dtype="float32", num_threads=2, session_len=512, max_batch_size=2
+def load(directory: Path, device: Device = devices.CPU, dtype: str | None = None) -> Engine:
+    return device.load(
+        directory, dtype=dtype or device.dtype, num_threads=2, session_len=512, max_batch_size=2
     )
 
 
@@ -135,11 +137,35 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_layouts(layout: Layout, tmp_path: Path) -> None:
+def test_layouts(layout: Layout, device: Device, tmp_path: Path) -> None:
     model = make(layout, tmp_path, head=layout.group == 32)
-    with load(tmp_path) as engine:
+    with load(tmp_path, device) as engine:
         prompt = reference.random_ids(60, model.config.vocab_size)
-        assert reference.compare(engine, model, prompt, 24).largest < 1e-3
+        difference = reference.compare(engine, model, prompt, 24)
+    assert difference.largest < (1e-3 if device.exact else device.tolerance)
+    assert difference.regret < device.near_tie
+
+
+def test_bfloat16_activations(device: Device, tmp_path: Path) -> None:
+    """Scales of a float16 checkpoint keep their digits."""
+    if device.exact:
+        pytest.skip("the CPU computes in float32")
+    model = make(Layout("awq"), tmp_path)
+    with load(tmp_path, device, "bfloat16") as engine:
+        prompt = reference.random_ids(60, model.config.vocab_size)
+        difference = reference.compare(engine, model, prompt, 24)
+        assert difference.largest < devices.of(engine).tolerance
+
+
+def test_the_gpu_is_chosen_by_itself(device: Device, tmp_path: Path) -> None:
+    """4-bit weights are no reason to fall back to the CPU."""
+    if device.exact:
+        pytest.skip("is about a GPU")
+    make(Layout("awq"), tmp_path)
+    with Engine.from_pretrained(
+        tmp_path, device="auto", cache_max_entry_count=64, session_len=512, max_batch_size=2
+    ) as engine:
+        assert engine.info.device.startswith("cuda")
 
 
 def test_cache_has_the_type_of_the_model(tmp_path: Path) -> None:

@@ -129,8 +129,7 @@ ChosenBackend select_backend(const EngineConfig& config, const model::ModelSpec&
                                           .head_dim = spec.head_dim,
                                           .rotary_dim = spec.rope.rotary_dim,
                                           .hidden = spec.hidden_size,
-                                          .intermediate = spec.intermediate_size,
-                                          .int4 = spec.quant.method != model::QuantMethod::kNone}),
+                                          .intermediate = spec.intermediate_size}),
                     ops::cuda_gpus());
   if (choice.gpu) {
     try {

@@ -30,7 +30,6 @@ struct GpuModel {
   int32_t rotary_dim = 0;
   int32_t hidden = 0;
   int32_t intermediate = 0;
-  bool int4 = false;  // some layers are of 4-bit weights
 };
 
 /// What the driver offers and what of it this build has code for. Starts nothing on the GPUs.

@@ -64,7 +64,8 @@ struct LinearWeight {
   void* data = nullptr;         // backend's own layout, made by make_linear
   const float* bias = nullptr;  // [N] in device memory, or null
   int64_t group_size = 0;       // kInt4Group: as in Int4Groups
-  int32_t* group_of = nullptr;  // kInt4Group: [K] in device memory, or null
+  int32_t* group_of =
+      nullptr;  // kInt4Group: [K] in device memory and the backend's own form, or null
 };
 
 /// Tokens in a KV block. One block holds all layers of these tokens.

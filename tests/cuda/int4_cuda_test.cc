@@ -1,0 +1,349 @@
+// 4-bit linear layers: the packed layout bit for bit against one packed here, and products against
+// float32 sums of the dequantised weights and against the CPU table, over types, group sizes,
+// ragged shapes and token counts of every path. Outputs are poisoned, two runs are equal bit for
+// bit.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "linear/int4_layout.h"
+#include "tables.h"
+#include "treadle/error.h"
+
+namespace treadle::cuda::testing {
+namespace {
+
+using ops::DType;
+
+struct Shape {
+  int n, k;
+};
+
+/// How a product is used.
+struct Use {
+  bool norm, add, float_output;
+};
+
+constexpr float kNormEps = 1e-5F;
+
+/// A weight as a checkpoint's reader hands it over.
+struct Checkpoint {
+  int n, k, group_size;
+  std::vector<uint8_t> q;  // [n][k / 2]
+  std::vector<float> scales;
+  std::vector<uint8_t> zeros;
+  std::vector<int32_t> group_of;  // empty: runs of group_size
+
+  Checkpoint(int rows, int columns, int group, bool scattered, DType stored = DType::kF16)
+      : n(rows), k(columns), group_size(group) {
+    std::mt19937 random(static_cast<uint32_t>(rows * 31 + columns * 7 + group));
+    q.resize(size_t(n) * k / 2);
+    for (uint8_t& byte : q) byte = static_cast<uint8_t>(random());
+    const size_t words = size_t(n) * (k / group_size);
+    for (size_t i = 0; i < words; ++i) zeros.push_back(static_cast<uint8_t>(random() % 17));
+    scales = random_values(stored, words, 5, 0.2F / std::sqrt(float(k)));
+    if (!scattered) return;
+    group_of.resize(k);
+    for (int i = 0; i < k; ++i) group_of[i] = i / group_size;
+    std::shuffle(group_of.begin(), group_of.end(), random);
+  }
+  int groups() const { return k / group_size; }
+  int number(int row, int column) const {
+    return q[(size_t(row) * k + column) / 2] >> (column % 2 * 4) & 15;
+  }
+  size_t word(int row, int column) const {
+    const int group = group_of.empty() ? column / group_size : group_of[column];
+    return size_t(row) * groups() + group;
+  }
+  float value(int row, int column) const {
+    const size_t i = word(row, column);
+    return float(number(row, column) - zeros[i]) * scales[i];
+  }
+};
+
+/// A weight on both sides, in two pieces.
+class Layer {
+ public:
+  Layer(const Tables& t, const Checkpoint& from, bool silu, bool with_bias) : t_(t) {
+    if (with_bias) bias = random_values(t.act, from.n, 22);
+    const int first = silu ? from.n / 2 : from.n / 3;
+    const int32_t* group_of = from.group_of.empty() ? nullptr : from.group_of.data();
+    const size_t words = size_t(first) * from.groups();
+    const ops::Int4Groups groups[] = {
+        {from.scales.data(), from.zeros.data(), group_of, from.group_size},
+        {from.scales.data() + words, from.zeros.data() + words, group_of, from.group_size}};
+    const ops::WeightPiece pieces[] = {
+        {from.q.data(), DType::kU8, first, &groups[0]},
+        {from.q.data() + size_t(first) * from.k / 2, DType::kU8, from.n - first, &groups[1]}};
+    const float* b = with_bias ? bias.data() : nullptr;
+    cpu = t.cpu.make_linear(t.cpu.self, pieces, 2, from.k, b, silu);
+    gpu = t.gpu.make_linear(t.gpu.self, pieces, 2, from.k, b, silu);
+  }
+  ~Layer() {
+    t_.cpu.release_linear(t_.cpu.self, &cpu);
+    t_.gpu.release_linear(t_.gpu.self, &gpu);
+  }
+  Layer(const Layer&) = delete;
+  Layer& operator=(const Layer&) = delete;
+
+  ops::LinearWeight cpu;
+  ops::LinearWeight gpu;
+  std::vector<float> bias;
+
+ private:
+  const Tables& t_;
+};
+
+// --- the layout ---
+
+/// The packed form, from the description in int4_layout.h alone.
+std::vector<uint32_t> packed_here(const Checkpoint& from, bool gated) {
+  std::vector<int> order(from.k);
+  std::iota(order.begin(), order.end(), 0);
+  if (!from.group_of.empty()) {
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int a, int b) { return from.group_of[a] < from.group_of[b]; });
+  }
+  const int columns = gated ? from.n / 2 : from.n;
+  const int tiles = gated ? (columns + 7) / 8 : (columns + 15) / 16;
+  const int k_tiles = (from.k + 63) / 64;
+  const auto row_of = [&](int tile, int r) {
+    if (!gated) return tile * 16 + r < from.n ? tile * 16 + r : -1;
+    const int column = tile * 8 + r % 8;
+    return column < columns ? column + r / 8 * columns : -1;
+  };
+  std::vector<uint32_t> out(size_t(tiles) * k_tiles * 128);
+  for (int tile = 0; tile < tiles; ++tile) {
+    for (int r = 0; r < 16; ++r) {
+      const int row = row_of(tile, r);
+      for (int k = 0; k < from.k && row >= 0; ++k) {
+        const int in_step = k % 16;
+        const int lane = r % 8 * 4 + in_step % 8 / 2;
+        // From the lowest: a0 a1 a2 a3 of the even columns, then of the odd ones.
+        const int nibble = r / 8 + in_step / 8 * 2 + in_step % 2 * 4;
+        const size_t word = ((size_t(tile) * k_tiles + k / 64) * 32 + lane) * 4 + k % 64 / 16;
+        out[word] |= uint32_t(from.number(row, order[k])) << (4 * nibble);
+      }
+    }
+  }
+  for (int tile = 0; tile < tiles; ++tile) {
+    for (int group = 0; group < from.groups(); ++group) {
+      for (int i = 0; i < 16; ++i) {
+        const int row = row_of(tile, i / 2 + i % 2 * 8);
+        uint32_t word = 0;
+        if (row >= 0) {
+          const size_t at = size_t(row) * from.groups() + group;
+          std::memcpy(&word, &from.scales[at], 4);  // of 16 bits: the last 8 are zero
+          word |= from.zeros[at];
+        }
+        out.push_back(word);
+      }
+    }
+  }
+  return out;
+}
+
+void test_layout(const Tables& t) {
+  for (const Shape& s : {Shape{16, 64}, Shape{96, 128}, Shape{40, 264}, Shape{1008, 896}}) {
+    for (const int group : {32, 64, 128, s.k}) {
+      for (const int variant : {0, 1, 2, 3}) {
+        if (s.k % group != 0) continue;
+        const bool gated = variant % 2 == 1;
+        const bool scattered = variant / 2 == 1;
+        const Checkpoint from(s.n, s.k, group, scattered, t.act);
+        const Layer layer(t, from, gated, false);
+        const std::vector<uint32_t> want = packed_here(from, gated);
+        const std::string name = label(t, "int4 layout ") + std::to_string(s.n) + "x" +
+                                 std::to_string(s.k) + " g" + std::to_string(group) +
+                                 (gated ? " gated" : "") + (scattered ? " scattered" : "");
+        const int4::Layout layout = int4::layout_of(layer.gpu, gated);
+        t.report.check(layout.bytes() == want.size() * 4, name + ": size");
+        std::vector<uint32_t> got(want.size());
+        t.gpu.download(t.gpu.self, got.data(), layer.gpu.data, got.size() * 4, {});
+        t.gpu.synchronize(t.gpu.self, {});
+        t.report.check(got == want, name + ": bits");
+      }
+    }
+  }
+}
+
+// --- products ---
+
+/// x / sqrt(mean(x^2) + eps) * weight of each row, rounded to act.
+std::vector<float> normalised(DType act, const std::vector<float>& x,
+                              const std::vector<float>& weight) {
+  const size_t width = weight.size();
+  std::vector<float> out(x.size());
+  for (size_t row = 0; row < x.size(); row += width) {
+    double squares = 0.0;
+    for (size_t i = 0; i < width; ++i) squares += double{x[row + i]} * x[row + i];
+    const double scale = 1.0 / std::sqrt(squares / double(width) + kNormEps);
+    for (size_t i = 0; i < width; ++i) out[row + i] = float(x[row + i] * scale * weight[i]);
+  }
+  return decode(act, encode(act, out));
+}
+
+/// mean |got - want| / mean |want| <= bound; NaN fails.
+void expect_mean_error(const Tables& t, const std::string& name, const std::vector<float>& got,
+                       const std::vector<float>& want, double bound) {
+  double error = 0.0;
+  double size = 0.0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    error += std::fabs(double{got[i]} - want[i]);
+    size += std::fabs(double{want[i]});
+  }
+  t.report.check(got.size() == want.size() && error <= bound * size,
+                 name + ": mean error " + std::to_string(error / size));
+}
+
+/// Compares m tokens' result with the CPU's and returns it.
+std::vector<char> check_product(const Tables& t, const std::string& name, const Layer& layer, int m,
+                                bool silu, const Use& use) {
+  const auto k = size_t(layer.cpu.in_features);
+  const auto columns = size_t(silu ? layer.cpu.out_features / 2 : layer.cpu.out_features);
+  const std::vector<float> x = random_values(t.act, m * k, 23, use.norm ? 3.0F : 1.0F);
+  const std::vector<float> norm = random_values(DType::kF32, k, 24);
+  const std::vector<float> before = random_values(t.act, m * columns, 25);
+  const std::vector<float> input = use.norm ? normalised(t.act, x, norm) : x;
+  std::vector<float> want = before;
+  t.cpu.linear(t.cpu.self,
+               {.x = input.data(),
+                .weight = &layer.cpu,
+                .y = want.data(),
+                .num_tokens = m,
+                .silu_mul = silu,
+                .add = use.add},
+               {});
+
+  const std::vector<char> x_bytes = encode(t.act, x);
+  const std::vector<char> before_bytes = encode(t.act, before);
+  Memory d_x(t.gpu, x_bytes.data(), x_bytes.size());
+  Memory d_norm(t.gpu, norm.data(), norm.size() * 4);
+  Memory y(t.gpu, want.size() * (use.float_output ? 4 : 2));
+  const auto got = run_twice(t, name, y, [&] {
+    if (use.add) y.set(before_bytes.data(), before_bytes.size());
+    t.gpu.linear(t.gpu.self,
+                 {.x = d_x.as<void>(),
+                  .weight = &layer.gpu,
+                  .norm = use.norm ? d_norm.as<float>() : nullptr,
+                  .norm_eps = kNormEps,
+                  .y = y.as<void>(),
+                  .num_tokens = m,
+                  .silu_mul = silu,
+                  .add = use.add,
+                  .float_output = use.float_output},
+                 {});
+  });
+  t.report.check(d_x.get() == x_bytes, name + ": its input changed");
+  // Up to 16 tokens weights are exact; for more they are rounded to act, as transformers does.
+  const std::vector<float> y_values = decode(use.float_output ? DType::kF32 : t.act, got);
+  const bool exact = m <= 16 && use.float_output && !use.norm;
+  const double e = epsilon(t.act);
+  expect_mean_error(t, name, y_values, want, exact ? 1e-5 : (silu ? 2 : 1) * 2 * e);
+  if (t.act == DType::kF16 && !silu) expect_mean_error(t, name, y_values, want, 1e-3);
+  expect_near(t, name, y_values, want, 20 * e, 20 * e);
+  return got;
+}
+
+std::string name_of(const Tables& t, const Checkpoint& from, int m, bool silu, bool with_bias,
+                    const Use& use) {
+  return label(t, "int4") + " " + std::to_string(m) + "x" + std::to_string(from.n) + "x" +
+         std::to_string(from.k) + " g" + std::to_string(from.group_size) +
+         (from.group_of.empty() ? "" : " scattered") + (silu ? " silu" : "") +
+         (with_bias ? " bias" : "") + (use.norm ? " norm" : "") + (use.add ? " add" : "") +
+         (use.float_output ? " float" : "");
+}
+
+void test_layer(const Tables& t, const Checkpoint& from, bool silu, bool with_bias) {
+  const Layer layer(t, from, silu, with_bias);
+  for (const Use& use : {Use{false, false, false}, Use{false, false, true}, Use{true, false, false},
+                         Use{true, true, false}}) {
+    if (silu && (use.add || use.float_output)) continue;
+    std::vector<char> first_row;
+    for (const int m : {1, 2, 3, 4, 8, 9, 12, 16, 17, 24, 32, 48, 64, 118, 128, 152, 300, 768}) {
+      if (use.norm && m != 1 && m != 3 && m != 16 && m != 64) continue;
+      // The CPU's time.
+      const int64_t work = int64_t{from.n} * from.k * m;
+      if (m > 16 && work > int64_t{400} << 20) continue;
+      const std::string name = name_of(t, from, m, silu, with_bias, use);
+      const std::vector<char> got = check_product(t, name, layer, m, silu, use);
+      // The first token is the same in all of them; up to 16, its result is too.
+      if (m > 16) continue;
+      if (m == 1) first_row = got;
+      t.report.check(std::equal(first_row.begin(), first_row.end(), got.begin()),
+                     name + ": depends on the batch");
+    }
+  }
+}
+
+void test_products(const Tables& t) {
+  const Shape shapes[] = {{96, 64},     {1000, 264}, {768, 256},  {64, 40},
+                          {2048, 4096}, {37, 512},   {24, 12288}, {4112, 1152}};
+  for (const Shape& s : shapes) {
+    for (const int group : {32, 64, 128, s.k}) {
+      if (s.k % group != 0) continue;
+      for (const bool silu : {false, true}) {
+        if (silu && s.n % 16 != 0) continue;  // gated rows come in whole vectors
+        const bool large = s.n * s.k > (1 << 22);
+        if (large && group != 128) continue;  // the CPU's time
+        test_layer(t, Checkpoint(s.n, s.k, group, false), silu, group == 64 || s.k == 40);
+      }
+    }
+  }
+  for (const int group : {32, 128}) {
+    test_layer(t, Checkpoint(208, 512, group, true), false, true);
+    test_layer(t, Checkpoint(208, 512, group, true), true, false);
+  }
+}
+
+// More tokens than are normalised or gated at a time.
+void test_chunks(const Tables& t) {
+  for (const bool silu : {false, true}) {
+    const Layer layer(t, Checkpoint(768, 512, 128, silu), silu, true);
+    for (const int m : {1024, 2100, 4096}) {
+      check_product(t, label(t, "int4 ") + std::to_string(m) + "x768x512 norm", layer, m, silu,
+                    {true, !silu, false});
+    }
+  }
+}
+
+// A weight that is dequantised in several parts.
+void test_parts(const Tables& t) {
+  const int n = 5136;
+  const int k = 4096;
+  for (const bool silu : {false, true}) {
+    const Layer layer(t, Checkpoint(n, k, 128, false), silu, true);
+    check_product(t, label(t, "int4 parts 40 tokens"), layer, 40, silu, {false, !silu, false});
+  }
+}
+
+void test_refusals(const Tables& t) {
+  Checkpoint from(16, 128, 32, true);
+  from.group_of[0] = (from.group_of[0] + 1) % 4;
+  std::string what;
+  try {
+    const ops::Int4Groups groups{from.scales.data(), from.zeros.data(), from.group_of.data(), 32};
+    const ops::WeightPiece piece{from.q.data(), DType::kU8, 16, &groups};
+    ops::LinearWeight w = t.gpu.make_linear(t.gpu.self, &piece, 1, 128, nullptr, false);
+    t.gpu.release_linear(t.gpu.self, &w);
+  } catch (const Error& error) {
+    what = error.what();
+  }
+  t.report.check(what.find("g_idx") != std::string::npos &&
+                     what.find("must have 32 of the inputs") != std::string::npos,
+                 label(t, "int4") + ": uneven groups: " + what);
+}
+
+}  // namespace
+}  // namespace treadle::cuda::testing
+
+int main() {
+  namespace test = treadle::cuda::testing;
+  return test::run_on_tables("int4_cuda_test", [](const test::Tables& tables) {
+    test::test_layout(tables);
+    test::test_products(tables);
+    test::test_chunks(tables);
+    test::test_parts(tables);
+    test::test_refusals(tables);
+  });
+}
