@@ -1,17 +1,21 @@
 // The operations of a decode step of llama-3-8b as one graph, and the same with some left out: what
 // each adds to the chain, beside the time in which the weights can be read.
 //
-// Usage: cuda_layer_bench [sequences, default 1 4 8 16 32 64]
+// Usage: cuda_layer_bench [int4] [sequences, default 1 4 8 16 32 64]
 //
+// With int4 the layers' weights have 4 bits (groups of 128) and the head has 16.
 // Four layers' weights take turns, so that none is in the L2 cache when it is needed.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include <cuda_runtime_api.h>
 
 #include "graph_timing.h"
+#include "int4_weights.h"
+#include "linear/int4_layout.h"
 #include "ops_cuda.h"
 
 namespace treadle::cuda {
@@ -27,7 +31,7 @@ constexpr int kHeadDim = 128;
 constexpr int kFeatures = (kHeads + 2 * kKvHeads) * kHeadDim;
 constexpr int kVocab = 128256;
 constexpr int kContext = 256;
-constexpr int kMaxTokens = 64;
+constexpr int kMaxTokens = 256;
 
 struct Layer {
   ops::LinearWeight qkv, o, gate_up, down;
@@ -41,14 +45,14 @@ struct Parts {
 
 class Model {
  public:
-  Model(const ops::Ops& ops, cudaStream_t stream) : ops_(ops), stream_(stream) {
+  Model(const ops::Ops& ops, cudaStream_t stream, bool four_bits) : ops_(ops), stream_(stream) {
     for (Layer& layer : layers_) {
-      layer.qkv = weight(kFeatures, kHidden, false);
-      layer.o = weight(kHidden, kHeads * kHeadDim, false);
-      layer.gate_up = weight(2 * kInner, kHidden, true);
-      layer.down = weight(kHidden, kInner, false);
+      layer.qkv = weight(kFeatures, kHidden, false, four_bits);
+      layer.o = weight(kHidden, kHeads * kHeadDim, false, four_bits);
+      layer.gate_up = weight(2 * kInner, kHidden, true, four_bits);
+      layer.down = weight(kHidden, kInner, false, four_bits);
     }
-    head_ = weight(kVocab, kHidden, false);
+    head_ = weight(kVocab, kHidden, false, false);
     residual_ = alloc(size_t{kMaxTokens} * kHidden * 2);
     qkv_ = alloc(size_t{kMaxTokens} * kFeatures * 2);
     q_ = alloc(size_t{kMaxTokens} * kHidden * 2);
@@ -79,7 +83,12 @@ class Model {
   }
 
  private:
-  ops::LinearWeight weight(int n, int k, bool silu) {
+  ops::LinearWeight weight(int n, int k, bool silu, bool four_bits) {
+    if (four_bits) {
+      const RandomInt4 numbers(n, k);
+      const ops::WeightPiece piece = numbers.piece();
+      return ops_.make_linear(ops_.self, &piece, 1, k, nullptr, silu);
+    }
     const std::vector<uint16_t> host = random_halves(size_t(n) * size_t(k));
     const ops::WeightPiece piece{host.data(), ops_.act_dtype, n};
     return ops_.make_linear(ops_.self, &piece, 1, k, nullptr, silu);
@@ -191,19 +200,27 @@ class Model {
   ops::SequenceBatch batch_;
 };
 
-void bench(const ops::Ops& ops, cudaStream_t stream, const std::vector<int>& counts) {
-  Model model(ops, stream);
+/// Bytes of a layer's weight.
+double weight_bytes(int n, int k, bool silu, bool four_bits) {
+  return four_bits ? static_cast<double>(int4::layout_of(n, k, 128, silu).bytes()) : 2.0 * n * k;
+}
+
+void bench(const ops::Ops& ops, cudaStream_t stream, bool four_bits,
+           const std::vector<int>& counts) {
+  Model model(ops, stream, four_bits);
   const Parts all{"the step", true, true, true, true};
   const Parts variants[] = {all,
                             {"no head", true, true, true, false},
                             {"no head, attention", true, true, false, false},
                             {"products only", true, false, false, false},
                             {"no products", false, true, true, false}};
-  const double layer_bytes =
-      2.0 * kHidden * (double{kFeatures} + kHeads * kHeadDim + 3.0 * kInner) * kLayers;
+  const double layer_bytes = kLayers * (weight_bytes(kFeatures, kHidden, false, four_bits) +
+                                        weight_bytes(kHidden, kHeads * kHeadDim, false, four_bits) +
+                                        weight_bytes(2 * kInner, kHidden, true, four_bits) +
+                                        weight_bytes(kHidden, kInner, false, four_bits));
   const double head_bytes = 2.0 * kHidden * kVocab;
-  std::printf("%s, %d layers: milliseconds\n%-20s %7s", ops::dtype_name(ops.act_dtype), kLayers, "",
-              "limit");
+  std::printf("%s, %d layers%s: milliseconds\n%-20s %7s", ops::dtype_name(ops.act_dtype), kLayers,
+              four_bits ? " of int4 weights" : "", "", "limit");
   for (const int tokens : counts) std::printf(" %5d seq", tokens);
   for (const Parts& parts : variants) {
     const double bytes = (parts.products ? layer_bytes : 0.0) + (parts.head ? head_bytes : 0.0);
@@ -227,11 +244,12 @@ int main(int argc, char** argv) {
   gpu::check(cudaSetDevice(0), "choose device");
   const gpu::StreamHandle stream = gpu::make_stream();
   const ops::Ops table = ops::cuda_ops(0, ops::DType::kF16);
+  const bool four_bits = argc > 1 && std::strcmp(argv[1], "int4") == 0;
   std::vector<int> counts;
-  for (int i = 1; i < argc; ++i)
+  for (int i = four_bits ? 2 : 1; i < argc; ++i)
     counts.push_back(std::clamp(std::atoi(argv[i]), 1, gpu::kMaxTokens));
   if (counts.empty()) counts = {1, 4, 8, 16, 32, 64};
-  gpu::bench(table, stream.get(), counts);
+  gpu::bench(table, stream.get(), four_bits, counts);
   table.destroy(table.self);
   return 0;
 }
