@@ -76,7 +76,8 @@ py::dict info(const EngineHandle& handle) {
   using namespace py::literals;
   return py::dict(
       "architecture"_a = i.architecture, "family"_a = i.family, "device"_a = i.device,
-      "device_note"_a = i.device_note, "dtype"_a = i.dtype, "weight_dtype"_a = i.weight_dtype,
+      "device_note"_a = i.device_note, "model_name"_a = i.model_name,
+      "ignored_keys"_a = i.ignored_keys, "dtype"_a = i.dtype, "weight_dtype"_a = i.weight_dtype,
       "kv_dtype"_a = i.kv_dtype, "kv_static_ranges"_a = i.kv_static_ranges,
       "num_layers"_a = i.num_layers, "hidden_size"_a = i.hidden_size,
       "intermediate_size"_a = i.intermediate_size, "num_heads"_a = i.num_heads,

@@ -11,9 +11,9 @@
 #include "bindings.h"
 #include "engine/device.h"
 #include "engine/options.h"
-#include "loader/loader.h"
+#include "engine/prepare.h"
+#include "loader/workspace_writer.h"
 #include "model/decoder.h"
-#include "model/model_options.h"
 #include "model/model_size.h"
 
 namespace py = pybind11;
@@ -100,15 +100,16 @@ Plan plan(const model::ModelSpec& spec, EngineConfig config) {
 }
 
 py::dict inspect(const std::string& path, const EngineConfig& config) {
-  model::ModelSpec spec;
+  Prepared prepared;
   Plan p;
   {
     py::gil_scoped_release unlocked;
-    spec = loader::read_spec(path);
-    model::apply_options(spec, config.rope_scaling_factor, config.use_logn_attn);
-    p = plan(spec, config);
+    prepared = prepare(path, config);
+    p = plan(prepared.spec, prepared.config);
   }
+  const model::ModelSpec& spec = prepared.spec;
   py::dict result = describe(spec);
+  result["model_name"] = prepared.model_name;
   result["device"] = p.device;
   result["device_note"] = p.device_note;
   result["num_parameters"] = model::num_parameters(spec);
@@ -122,6 +123,28 @@ py::dict inspect(const std::string& path, const EngineConfig& config) {
   result["kv_blocks"] = p.kv_blocks;
   result["session_len"] = p.session_len;
   return result;
+}
+
+/// Writes a workspace's config.ini and weights to `out`.
+void convert(const std::string& path, const std::string& out, const std::string& model_name,
+             const EngineConfig& options, const py::object& on_progress) {
+  const loader::WorkspaceConfig settings{.model_name = model_name,
+                                         .session_len = options.session_len,
+                                         .max_batch_size = options.max_batch_size,
+                                         .max_prefill_token_num = options.max_prefill_token_num,
+                                         .cache_max_entry_count = options.cache_max_entry_count,
+                                         .quant_policy = std::max(options.quant_policy, 0),
+                                         .rope_scaling_factor = options.rope_scaling_factor,
+                                         .use_logn_attn = options.use_logn_attn,
+                                         .ignored = {}};
+  check_config(options);
+  const auto report = [&on_progress](int64_t done, int64_t total) {
+    py::gil_scoped_acquire locked;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (!on_progress.is_none()) on_progress(done, total);
+  };
+  py::gil_scoped_release unlocked;
+  loader::write_workspace(path, out, settings, report);
 }
 
 /// (name, why this build cannot run on it) of each GPU, why there are none, and the library that is
@@ -143,6 +166,9 @@ py::dict gpus() {
 void bind_inspect(py::module_& m) {
   m.def("inspect", &inspect, py::arg("path"), py::arg("config"),
         "What config.json means, and what loading it with these options would take.");
+  m.def("convert", &convert, py::arg("path"), py::arg("out"), py::arg("model_name"),
+        py::arg("options"), py::kw_only(), py::arg("on_progress") = py::none(),
+        "Writes config.ini and the weights of a workspace to an existing directory.");
   m.def("version", &version);
   m.def("backends", &backends);
   m.def("gpus", &gpus, "GPUs that the driver offers, by their number in \"cuda:N\".");

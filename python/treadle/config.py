@@ -57,8 +57,8 @@ class EngineConfig:
     rope_scaling_factor: float = 0.0
     #: logn attention scaling beyond the training length; None = as the model says.
     use_logn_attn: bool | None = None
-    #: KV quantisation: 0 none, 8 int8.
-    quant_policy: int = 0
+    #: KV quantisation: 0 none, 8 int8; None = as a workspace's config.ini says, none elsewhere.
+    quant_policy: int | None = None
     #: CPU threads; None = the cores this process may run on.
     num_threads: int | None = None
     #: Longest waiting line; one more request is refused with QueueFullError.
@@ -91,7 +91,8 @@ class EngineConfig:
             )
         if self.use_logn_attn is not None:
             check.flag("use_logn_attn", self.use_logn_attn)
-        check.choice("quant_policy", self.quant_policy, [0, 8])
+        if self.quant_policy is not None:
+            check.choice("quant_policy", self.quant_policy, [0, 8])
         self._check_optional("num_threads", 1)
         check.integer("max_queue_size", self.max_queue_size, 1)
         check.integer("max_sessions", self.max_sessions, 1)
@@ -125,14 +126,14 @@ class EngineConfig:
         return dataclasses.replace(self, **overrides)
 
     def to_native(self) -> _engine.EngineConfig:
-        """The C++ struct; there, 0 (or -1 for use_logn_attn) stands for None."""
+        """The C++ struct; there, 0 (or -1 for use_logn_attn and quant_policy) stands for None."""
         from treadle import _engine
 
         self.validate()
         native = _engine.EngineConfig()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name == "use_logn_attn":
+            if field.name in ("use_logn_attn", "quant_policy"):
                 value = -1 if value is None else int(value)
             setattr(native, field.name, 0 if value is None else value)
         return native

@@ -58,7 +58,7 @@ class Engine:
         self.config = config
         #: Sizes and limits in force.
         self.info = ModelInfo(**native.info())
-        self._model_name = model_name
+        self._model_name = model_name or self.info.model_name or None
         self._lock = threading.RLock()
         self._tokenizer: Tokenizer | None = None
         self._chat_template: ChatTemplate | None = None
@@ -83,10 +83,11 @@ class Engine:
         config: EngineConfig | None = None,
         **overrides: Any,
     ) -> Engine:
-        """Loads a Hugging Face model directory: config.json, safetensors, tokenizer.
+        """Loads a Hugging Face model directory (config.json, safetensors, tokenizer) or a workspace
+        that ``treadle convert`` made.
 
         model_name: picks a built-in chat template, for example "internlm-chat-7b", where the model
-            brings none of its own (or a wrong one).
+            brings none of its own. A workspace's config.ini may name one, too.
         config: engine options; keyword ``overrides`` change single ones:
             ``from_pretrained(path, session_len=4096)``.
 
@@ -111,8 +112,12 @@ class Engine:
                 directory, config.to_native(), on_load_progress=progress.callback
             )
         engine = cls(native, directory, config, model_name, defaults)
+        log = logging.getLogger("treadle")
         if engine.info.device_note:
-            logging.getLogger("treadle").warning("%s", engine.info.device_note)
+            log.warning("%s", engine.info.device_note)
+        if engine.info.ignored_keys:
+            keys = engine.info.ignored_keys
+            log.warning("%s: config.ini: ignored, as they are LMDeploy's own: %s", directory, keys)
         return engine
 
     def create_instance(self) -> Generator:

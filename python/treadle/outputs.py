@@ -158,6 +158,10 @@ class ModelInfo:
     device: str
     #: Why device="auto" leaves a GPU alone that is there; else empty.
     device_note: str
+    #: What a workspace's config.ini gives; else empty.
+    model_name: str
+    #: Keys of a workspace's config.ini that are LMDeploy's and mean nothing here.
+    ignored_keys: str
     #: Of activations: what the device computes in.
     dtype: str
     weight_dtype: str

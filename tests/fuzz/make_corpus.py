@@ -89,6 +89,36 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+WORKSPACE = """\
+; made by hand
+[llama]
+model_name = internlm-chat-7b
+tensor_para_size = 1
+head_num = 4
+kv_head_num = 2
+vocab_size = 32
+num_layer = 2
+inter_size = 96
+norm_eps = 1e-06
+attn_bias = 0
+start_id = 1
+end_id = 2, 3
+session_len = 2048
+weight_type = fp16
+rotary_embedding = 16
+rope_theta = 10000.0
+size_per_head = 16
+group_size = 0
+max_batch_size = 64
+cache_max_entry_count = 0.5
+max_prefill_token_num = 512
+quant_policy = 4 ; int8
+rope_scaling_factor = 2.5
+use_logn_attn = True
+step_length = 1
+"""
+
+
 def safetensors(header: Any, data: bytes, pad: int = 0) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode() if header is not None else b""
     text += b" " * pad
@@ -113,6 +143,12 @@ def main() -> None:
         write("config", name + "_generation", text + b"\0" + generation)
     write("config", "deep", b'{"architectures":' + b"[" * 80 + b"]" * 80 + b"}")
     write("config", "twice", b'{"a":1,"a":2}')
+
+    write("workspace_config", "all", WORKSPACE.encode())
+    write("workspace_config", "windows", b"\xef\xbb\xbf" + WORKSPACE.replace("\n", "\r\n").encode())
+    write("workspace_config", "unknown", b"[llama]\nquant_polcy = 8")
+    write("workspace_config", "twice", b"[llama]\nnum_layer = 2\nnum_layer = 2")
+    write("workspace_config", "nothing", b"")
 
     two = {
         "__metadata__": {"format": "pt"},

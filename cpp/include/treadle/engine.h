@@ -25,6 +25,8 @@ struct ModelInfo {
   std::string family;        ///< reader that understood it, for example "llama"
   std::string device;        ///< "cpu" or "cuda:N"
   std::string device_note;   ///< why device = "auto" leaves a GPU alone; else empty
+  std::string model_name;    ///< that a workspace's config.ini gives; else empty
+  std::string ignored_keys;  ///< of a workspace's config.ini: LMDeploy's that mean nothing here
   std::string dtype;         ///< of activations: what the device computes in
   std::string weight_dtype;
   std::string kv_dtype;

@@ -12,9 +12,9 @@
 #include "engine/loop.h"
 #include "engine/memory_ledger.h"
 #include "engine/options.h"
+#include "engine/prepare.h"
 #include "loader/loader.h"
 #include "model/decoder.h"
-#include "model/model_options.h"
 #include "model/model_size.h"
 #include "ops/ops.h"
 #include "request/output_channel.h"
@@ -32,12 +32,6 @@ struct Backend {
 
   ops::Ops ops;
 };
-
-model::ModelSpec spec_for(const std::string& path, const EngineConfig& config) {
-  model::ModelSpec spec = loader::read_spec(path);
-  model::apply_options(spec, config.rope_scaling_factor, config.use_logn_attn);
-  return spec;
-}
 
 model::Weights load_weights(const std::string& path, const model::ModelSpec& spec,
                             const ops::Ops& ops, const EngineConfig& config) {
@@ -103,7 +97,8 @@ struct Engine::Impl {
   Impl(const std::string& path, const EngineConfig& options, ops::Ops table);
 
   Backend backend;
-  model::ModelSpec spec;
+  Prepared prepared;
+  const model::ModelSpec& spec;
   EngineConfig config;  // nothing is left open in it
   model::Weights weights;
   std::unique_ptr<model::Decoder> decoder;
@@ -122,8 +117,9 @@ struct Engine::Impl {
 
 Engine::Impl::Impl(const std::string& path, const EngineConfig& options, ops::Ops table)
     : backend(table),
-      spec(spec_for(path, options)),
-      config(with_defaults(options, spec, backend.ops.defaults)),
+      prepared(prepare(path, options)),
+      spec(prepared.spec),
+      config(with_defaults(prepared.config, spec, backend.ops.defaults)),
       weights(load_weights(path, spec, backend.ops, config)) {
   make_decoder_and_pool(path);
   fill_info();
@@ -184,6 +180,8 @@ void Engine::Impl::make_decoder_and_pool(const std::string& path) {
 }
 
 void Engine::Impl::fill_info() {
+  info.model_name = prepared.model_name;
+  info.ignored_keys = prepared.ignored_keys;
   info.architecture = spec.architecture;
   info.family = spec.family;
   info.device = backend.ops.name;
@@ -222,9 +220,9 @@ std::unique_ptr<Engine> EngineFactory::load(const std::string& path, const Engin
 
 std::unique_ptr<Engine> Engine::load(const std::string& path, const EngineConfig& config) {
   check_config(config);
-  model::ModelSpec spec = spec_for(path, config);
-  spec.weight_dtype = loader::stored_dtype(path, spec);
-  const ChosenBackend chosen = select_backend(config, spec);
+  Prepared prepared = prepare(path, config);
+  prepared.spec.weight_dtype = loader::stored_dtype(path, prepared.spec);
+  const ChosenBackend chosen = select_backend(prepared.config, prepared.spec);
   return EngineFactory::load(path, config, chosen.ops, chosen.note);
 }
 

@@ -71,7 +71,7 @@ void check_config(const EngineConfig& config) {
     throw Error(ErrorCode::kUnsupported,
                 "tp = " + std::to_string(config.tp) + ": only tp = 1 in this version");
   }
-  if (config.quant_policy != 0 && config.quant_policy != 8) {
+  if (config.quant_policy != -1 && config.quant_policy != 0 && config.quant_policy != 8) {
     throw Error(ErrorCode::kUnsupported, "quant_policy = " + std::to_string(config.quant_policy) +
                                              ": it is 0 (no KV quantisation) or 8 (int8 KV)");
   }

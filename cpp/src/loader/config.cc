@@ -10,6 +10,9 @@
 #include "loader/loader.h"
 #include "loader/quant_config.h"
 #include "loader/text.h"
+#include "loader/text_file.h"
+#include "loader/workspace_config.h"
+#include "loader/workspace_layout.h"
 
 namespace treadle::loader {
 namespace {
@@ -44,18 +47,34 @@ model::ModelSpec parse_spec(std::string_view config, std::optional<std::string_v
   return make_spec(config_json, &generation_json);
 }
 
-model::ModelSpec read_spec(const std::string& directory) {
+ModelFiles read_model(const std::string& directory) {
   std::error_code error;
   if (!fs::is_directory(directory, error)) {
     const char* problem = fs::exists(directory, error) ? " is not a directory" : " does not exist";
     throw Error(ErrorCode::kNotFound, cat("model directory ", quote(directory, 1000), problem));
   }
   const fs::path base(directory);
+  if (!fs::exists(base / kConfig, error) && fs::exists(base / "triton_models", error)) {
+    throw Error(
+        ErrorCode::kUnsupported,
+        cat(quote(directory, 1000),
+            " is a workspace of LMDeploy, whose weights are not read: run `treadle convert` "
+            "on the Hugging Face model it was made from"));
+  }
   const Json config = read_json_file((base / kConfig).string(), kConfig, kMaxConfigBytes);
-  if (!fs::exists(base / kGeneration, error)) return make_spec(config, nullptr);
-  const Json generation =
-      read_json_file((base / kGeneration).string(), kGeneration, kMaxConfigBytes);
-  return make_spec(config, &generation);
+  std::optional<Json> generation;
+  if (fs::exists(base / kGeneration, error)) {
+    generation = read_json_file((base / kGeneration).string(), kGeneration, kMaxConfigBytes);
+  }
+  ModelFiles model{make_spec(config, generation ? &*generation : nullptr), {}};
+  if (is_workspace(directory)) {
+    const std::string text =
+        read_text_file((base / kWorkspaceConfig).string(), kWorkspaceConfig, kMaxConfigBytes);
+    model.workspace = parse_workspace_config(text, stored_dtype(directory, model.spec), model.spec);
+  }
+  return model;
 }
+
+model::ModelSpec read_spec(const std::string& directory) { return read_model(directory).spec; }
 
 }  // namespace treadle::loader

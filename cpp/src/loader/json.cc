@@ -1,12 +1,11 @@
 #include "loader/json.h"
 
 #include <cstdint>
-#include <filesystem>
-#include <fstream>
 #include <utility>
 #include <vector>
 
 #include "loader/text.h"
+#include "loader/text_file.h"
 
 namespace treadle::loader {
 namespace {
@@ -95,25 +94,7 @@ Json parse_json(std::string_view text, const std::string& file) {
 }
 
 Json read_json_file(const std::string& path, const std::string& name, size_t max_bytes) {
-  std::error_code error;
-  if (!std::filesystem::exists(path, error)) {
-    throw Error(ErrorCode::kNotFound, cat(name, ": there is no file ", quote(path, 1000)));
-  }
-  // Anything but a regular file (a pipe, a device) could block or never end.
-  if (!std::filesystem::is_regular_file(path, error)) {
-    fail_model(name, cat(quote(path, 1000), " is not a regular file"));
-  }
-  std::ifstream in(path, std::ios::binary);
-  std::string text;
-  std::vector<char> chunk(size_t{1} << 16);
-  while (in.read(chunk.data(), static_cast<std::streamsize>(chunk.size())) || in.gcount() > 0) {
-    text.append(chunk.data(), static_cast<size_t>(in.gcount()));
-    if (text.size() > max_bytes) {
-      fail_model(name, cat("is longer than ", max_bytes, " bytes, the most this file may have"));
-    }
-  }
-  if (!in.eof()) fail_model(name, cat("cannot read ", quote(path, 1000)));
-  return parse_json(text, name);
+  return parse_json(read_text_file(path, name, max_bytes), name);
 }
 
 std::string value_text(const Json& value) {

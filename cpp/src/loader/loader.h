@@ -1,10 +1,13 @@
-// Reads a Hugging Face model directory: config.json into a ModelSpec, safetensors into Weights.
+// Reads a Hugging Face model directory or a workspace made from one: config.json into a ModelSpec,
+// safetensors into Weights.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 
+#include "loader/workspace_config.h"
 #include "model/model_spec.h"
 #include "model/weights.h"
 #include "ops/ops.h"
@@ -15,6 +18,13 @@ namespace treadle::loader {
 /// directory or file, kInvalidModel for damage, kUnsupported for an unknown architecture or a field
 /// that would change results and is not implemented; the message names file, field and value.
 model::ModelSpec read_spec(const std::string& directory);
+
+/// The same, and for a workspace (a directory with a config.ini) what that asks of the engine.
+struct ModelFiles {
+  model::ModelSpec spec;
+  std::optional<WorkspaceConfig> workspace;
+};
+ModelFiles read_model(const std::string& directory);
 
 /// Type of the checkpoint's projections, which config.json may state wrongly or not at all. Throws
 /// Error as load_weights does.

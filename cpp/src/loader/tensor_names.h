@@ -49,7 +49,8 @@ struct ModelNames {
 };
 
 struct ExpectedTensor {
-  enum class Kind : uint8_t { kFloat, kInt32, kInteger };  // F32, F16, BF16; I32; I32 or I64
+  // F32, F16, BF16; I32; I32 or I64; U8
+  enum class Kind : uint8_t { kFloat, kInt32, kInteger, kByte };
   std::string name;
   std::vector<int64_t> shape;
   Kind kind = Kind::kFloat;

@@ -26,12 +26,12 @@ std::string listed(const char* what, const std::vector<std::string>& names) {
 
 }  // namespace
 
-int64_t verify_checkpoint(const Checkpoint& checkpoint, const model::ModelSpec& spec,
-                          const ModelNames& names) {
+int64_t verify_tensors(const Checkpoint& checkpoint, const model::ModelSpec& spec,
+                       const std::vector<ExpectedTensor>& expected,
+                       const std::function<bool(const std::string&)>& tolerated) {
   int64_t bytes = 0;
   std::vector<std::string> missing;
   std::vector<std::string> shapes;
-  const std::vector<ExpectedTensor> expected = expected_tensors(spec, names);
   std::set<std::string_view> known;
   for (const ExpectedTensor& tensor : expected) {
     known.insert(tensor.name);
@@ -46,7 +46,7 @@ int64_t verify_checkpoint(const Checkpoint& checkpoint, const model::ModelSpec& 
   }
   std::vector<std::string> unexpected;
   for (const auto& [name, entry] : checkpoint.entries()) {
-    if (!known.contains(name) && !is_tolerated(name, spec, names)) unexpected.push_back(name);
+    if (!known.contains(name) && !tolerated(name)) unexpected.push_back(name);
   }
   if (!missing.empty() || !unexpected.empty()) {
     const std::string separator = missing.empty() || unexpected.empty() ? "" : "; ";
@@ -62,7 +62,12 @@ int64_t verify_checkpoint(const Checkpoint& checkpoint, const model::ModelSpec& 
   for (const ExpectedTensor& tensor : expected) {
     const Entry& entry = *checkpoint.find(tensor.name);
     const std::string type = entry.tensor.type->name;
-    if (tensor.kind != ExpectedTensor::Kind::kFloat) {
+    if (tensor.kind == ExpectedTensor::Kind::kByte) {
+      if (type != "U8") {
+        fail_model(checkpoint.file_name(entry),
+                   cat("tensor ", quote(tensor.name), " has dtype ", type, ": must be U8"));
+      }
+    } else if (tensor.kind != ExpectedTensor::Kind::kFloat) {
       const bool wide = tensor.kind == ExpectedTensor::Kind::kInteger && type == "I64";
       if (type != "I32" && !wide) {
         fail_model(checkpoint.file_name(entry),
@@ -75,6 +80,12 @@ int64_t verify_checkpoint(const Checkpoint& checkpoint, const model::ModelSpec& 
     }
   }
   return bytes;
+}
+
+int64_t verify_checkpoint(const Checkpoint& checkpoint, const model::ModelSpec& spec,
+                          const ModelNames& names) {
+  return verify_tensors(checkpoint, spec, expected_tensors(spec, names),
+                        [&](const std::string& name) { return is_tolerated(name, spec, names); });
 }
 
 }  // namespace treadle::loader

@@ -3,19 +3,16 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <map>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "loader/checkpoint.h"
+#include "loader/checkpoint_source.h"
 #include "loader/convert.h"
-#include "loader/int4.h"
 #include "loader/loader.h"
-#include "loader/tensor_names.h"
-#include "loader/text.h"
-#include "loader/verify.h"
+#include "loader/weight_source.h"
+#include "loader/workspace_layout.h"
+#include "loader/workspace_source.h"
 
 namespace treadle::loader {
 namespace {
@@ -28,65 +25,29 @@ using Progress = std::function<void(int64_t, int64_t)>;
 // A table is uploaded in parts of this size, so that its pages can be given back on the way.
 constexpr size_t kUploadBytes = size_t{16} << 20;
 
-// Rows [row, row + rows) of a linear layer of the checkpoint.
-struct Segment {
-  const LinearName* linear = nullptr;
-  int64_t row = 0;
-  int64_t rows = 0;
-};
-
-std::vector<Segment> whole(std::initializer_list<const LinearName*> parts) {
-  std::vector<Segment> out;
-  for (const LinearName* part : parts) out.push_back({part, 0, part->out});
-  return out;
-}
-
-// Q, then K, then V. InternLM2 stores them per kv head, as [kv_head][group q heads | k | v], which
-// leaves query head h = kv_head * group + g in the usual order once the parts are picked out.
-std::vector<Segment> qkv_segments(const ModelSpec& spec, const std::vector<LinearName>& qkv) {
-  if (!spec.fused_wqkv) return whole({&qkv[0], &qkv[1], &qkv[2]});
-  const int64_t dim = spec.head_dim;
-  const int64_t group = spec.group();
-  const int64_t stride = (group + 2) * dim;
-  std::vector<Segment> out;
-  const auto pick = [&](int64_t offset, int64_t rows) {
-    for (int64_t h = 0; h < spec.num_kv_heads; ++h) {
-      out.push_back({qkv.data(), h * stride + offset, rows});
-    }
-  };
-  pick(0, group * dim);
-  pick(group * dim, dim);
-  pick((group + 1) * dim, dim);
-  return out;
-}
-
 class Loader {
  public:
-  Loader(const Checkpoint& checkpoint, const ops::Ops& ops, int64_t total, const Progress& progress)
-      : checkpoint_(checkpoint), ops_(ops), total_(total), progress_(progress) {
+  Loader(const WeightSource& source, const ops::Ops& ops, const Progress& progress)
+      : source_(source), ops_(ops), progress_(progress) {
     report();
   }
 
-  void load(const ModelSpec& spec, const ModelNames& names, Weights& weights) {
+  void load(const ModelSpec& spec, Weights& weights) {
     // The biggest tensors first, while little else is held: a weight and the pages it is read from
     // are in memory together for a moment.
-    load_embedding(spec, names, weights);
-    weights.layers.resize(names.layers.size());
-    for (size_t i = 0; i < names.layers.size(); ++i) {
-      if (i + 1 < names.layers.size()) prefetch(names.layers[i + 1]);
-      load_layer(spec, names.layers[i], weights.layers[i], weights);
+    linear(LinearPart::kHead, 0, weights.head, weights);
+    if (!spec.tied_embeddings) load_embedding(weights);
+    weights.layers.resize(static_cast<size_t>(spec.num_layers));
+    for (size_t i = 0; i < weights.layers.size(); ++i) {
+      if (i + 1 < weights.layers.size()) prefetch(i + 1);
+      load_layer(spec, i, weights.layers[i], weights);
     }
-    norm(names.final_norm, weights.final_norm, weights);
+    norm(NormPart::kFinal, 0, weights.final_norm, weights);
   }
 
  private:
-  const Tensor& tensor(const std::string& name) const { return checkpoint_.find(name)->tensor; }
-
-  void load_embedding(const ModelSpec& spec, const ModelNames& names, Weights& weights) {
-    const LinearName& head = spec.tied_embeddings ? names.embedding : names.head;
-    linear(whole({&head}), false, weights.head, weights);
-    if (spec.tied_embeddings) return;
-    const Checkpoint::Entry& entry = *checkpoint_.find(names.embedding.weight_name());
+  void load_embedding(Weights& weights) {
+    const Checkpoint::Entry& entry = *source_.checkpoint().find(source_.embedding());
     const std::span<const std::byte> table = entry.tensor.data;
     weights.embedding_dtype = *entry.tensor.type->weight;
     weights.embedding = ops_.alloc(ops_.self, table.size());
@@ -95,197 +56,107 @@ class Loader {
       ops_.upload(ops_.self, static_cast<std::byte*>(weights.embedding) + begin, part.data(),
                   part.size(), {});
       ops_.synchronize(ops_.self, {});
-      checkpoint_.drop(entry, part);
+      source_.checkpoint().drop(entry, part);
     }
     weights.bytes += static_cast<int64_t>(table.size());
-    finish({entry.tensor.name}, weights);
+    weights.num_parameters += entry.tensor.elements();
+    finish({entry.tensor.name});
   }
 
-  void load_layer(const ModelSpec& spec, const LayerNames& names, LayerWeights& layer,
-                  Weights& weights) {
-    norm(names.attn_norm, layer.attn_norm, weights);
-    linear(qkv_segments(spec, names.qkv), false, layer.qkv, weights);
+  void load_layer(const ModelSpec& spec, size_t i, LayerWeights& layer, Weights& weights) {
+    norm(NormPart::kAttn, i, layer.attn_norm, weights);
+    linear(LinearPart::kQkv, i, layer.qkv, weights);
     if (spec.qk_norm) {
-      norm(names.q_norm, layer.q_norm, weights);
-      norm(names.k_norm, layer.k_norm, weights);
+      norm(NormPart::kQ, i, layer.q_norm, weights);
+      norm(NormPart::kK, i, layer.k_norm, weights);
     }
-    linear(whole({&names.o}), false, layer.o, weights);
-    norm(names.mlp_norm, layer.mlp_norm, weights);
-    linear(whole({&names.gate, &names.up}), true, layer.gate_up, weights);
-    linear(whole({&names.down}), false, layer.down, weights);
+    linear(LinearPart::kO, i, layer.o, weights);
+    norm(NormPart::kMlp, i, layer.mlp_norm, weights);
+    linear(LinearPart::kGateUp, i, layer.gate_up, weights);
+    linear(LinearPart::kDown, i, layer.down, weights);
   }
 
-  void norm(const NormName& name, float*& out, Weights& weights) {
-    const Tensor& weight = tensor(name.name);
-    std::vector<float> values(static_cast<size_t>(name.size));
-    to_float(weight.data.data(), *weight.type->weight, name.size, values.data());
+  void norm(NormPart part, size_t layer, float*& out, Weights& weights) {
+    const Tensor& weight = source_.checkpoint().find(source_.norm(part, layer))->tensor;
+    std::vector<float> values(static_cast<size_t>(weight.elements()));
+    to_float(weight.data.data(), *weight.type->weight, weight.elements(), values.data());
     const size_t bytes = values.size() * sizeof(float);
     out = static_cast<float*>(ops_.alloc(ops_.self, bytes));
     ops_.upload(ops_.self, out, values.data(), bytes, {});
     weights.bytes += static_cast<int64_t>(bytes);
-    finish({name.name}, weights);
+    weights.num_parameters += weight.elements();
+    finish({weight.name});
   }
 
-  // Stacks the segments into `out`. Segments of different types become float32 first, which is
-  // exact: a fused weight has one type.
-  void linear(const std::vector<Segment>& segments, bool silu_mul, ops::LinearWeight& out,
-              Weights& weights) {
-    if (std::any_of(segments.begin(), segments.end(),
-                    [](const Segment& s) { return s.linear->quantized(); })) {
-      return int4_linear(segments, silu_mul, out, weights);
-    }
-    const int64_t in = segments[0].linear->in;
-    const ops::DType first = *tensor(segments[0].linear->weight_name()).type->weight;
-    const bool mixed = std::any_of(segments.begin(), segments.end(), [&](const Segment& s) {
-      return *tensor(s.linear->weight_name()).type->weight != first;
-    });
-    std::vector<ops::WeightPiece> pieces;
-    std::vector<std::vector<float>> copies;
-    std::vector<float> bias;
-    std::vector<std::string> used;
-    int64_t rows = 0;
-    for (const Segment& segment : segments) {
-      pieces.push_back(piece_of(segment, mixed, copies));
-      rows += segment.rows;
-      if (segment.linear->bias) append_bias(segment, bias);
-      note(segment, used);
-    }
-    out = ops_.make_linear(ops_.self, pieces.data(), static_cast<int32_t>(pieces.size()), in,
-                           bias.empty() ? nullptr : bias.data(), silu_mul);
-    weights.bytes += rows * in * static_cast<int64_t>(ops::dtype_size(out.dtype)) +
-                     static_cast<int64_t>(bias.size() * sizeof(float));
-    finish(used, weights);
+  void linear(LinearPart part, size_t layer, ops::LinearWeight& out, Weights& weights) {
+    const FusedLinear from = source_.linear(part, layer);
+    out = ops_.make_linear(ops_.self, from.pieces.data(), static_cast<int32_t>(from.pieces.size()),
+                           from.in, from.bias.empty() ? nullptr : from.bias.data(),
+                           part == LinearPart::kGateUp);
+    weights.bytes += bytes_of(from, out);
+    weights.num_parameters += from.parameters();
+    finish(from.used);
   }
 
-  // The same where all layers of the segments are int4 with the same groups.
-  void int4_linear(const std::vector<Segment>& segments, bool silu_mul, ops::LinearWeight& out,
-                   Weights& weights) {
-    const LinearName& first = *segments[0].linear;
-    for (const Segment& segment : segments) {
-      if (segment.linear->quantized() != first.quantized()) {
-        refuse_mix(first, *segment.linear, "are not both quantised");
-      }
+  // What the backend holds of it.
+  static int64_t bytes_of(const FusedLinear& from, const ops::LinearWeight& made) {
+    const auto bias = static_cast<int64_t>(from.bias.size() * sizeof(float));
+    if (from.groups.empty()) {
+      return from.rows * from.in * static_cast<int64_t>(ops::dtype_size(made.dtype)) + bias;
     }
-    std::map<const LinearName*, Int4Weight> read;
-    std::vector<ops::Int4Groups> groups;
-    std::vector<ops::WeightPiece> pieces;
-    std::vector<float> bias;
-    std::vector<std::string> used;
-    groups.reserve(segments.size());
-    int64_t rows = 0;
-    for (const Segment& segment : segments) {
-      const LinearName& linear = *segment.linear;
-      const auto [at, added] = read.try_emplace(&linear);
-      Int4Weight& from = at->second;
-      if (added) from = read_int4(checkpoint_, linear);
-      const Int4Weight& leader = read.at(&first);
-      if (from.group_of != leader.group_of) refuse_mix(first, linear, "have different g_idx");
-      const int64_t count = linear.in / from.group_size;
-      groups.push_back({.scales = from.scales.data() + segment.row * count,
-                        .zeros = from.zeros.data() + segment.row * count,
-                        .group_of = leader.group_of.empty() ? nullptr : leader.group_of.data(),
-                        .group_size = from.group_size});
-      pieces.push_back({.data = from.q.data() + segment.row * linear.in / 2,
-                        .dtype = ops::DType::kU8,
-                        .rows = segment.rows,
-                        .int4 = &groups.back()});
-      rows += segment.rows;
-      if (linear.bias) append_bias(segment, bias);
-      note(segment, used);
-    }
-    out = ops_.make_linear(ops_.self, pieces.data(), static_cast<int32_t>(pieces.size()), first.in,
-                           bias.empty() ? nullptr : bias.data(), silu_mul);
-    const int64_t scale_bytes = first.in / groups[0].group_size * (2 * sizeof(float));
-    weights.bytes +=
-        rows * (first.in / 2 + scale_bytes) + static_cast<int64_t>(bias.size() * sizeof(float));
-    // Other elements of its tensors are no parameters of the model.
-    const int64_t before = weights.num_parameters;
-    finish(used, weights);
-    weights.num_parameters = before + rows * first.in + static_cast<int64_t>(bias.size());
+    const int64_t scale_bytes = from.in / from.groups[0].group_size * (2 * sizeof(float));
+    return from.rows * (from.in / 2 + scale_bytes) + bias;
   }
 
-  [[noreturn]] static void refuse_mix(const LinearName& a, const LinearName& b, const char* how) {
-    throw Error(ErrorCode::kUnsupported, cat("layers ", quote(a.name), " and ", quote(b.name), " ",
-                                             how, ": they are computed as one and must agree"));
-  }
-
-  // The segment's rows, where they are mapped or, converted to float32 or merely aligned, in a new
-  // one of `copies`.
-  ops::WeightPiece piece_of(const Segment& segment, bool convert,
-                            std::vector<std::vector<float>>& copies) const {
-    const Tensor& weight = tensor(segment.linear->weight_name());
-    const ops::DType dtype = *weight.type->weight;
-    const int64_t row_elements = segment.linear->in;
-    const int64_t count = segment.rows * row_elements;
-    const size_t size = ops::dtype_size(dtype);
-    const std::byte* data =
-        weight.data.data() + static_cast<size_t>(segment.row * row_elements) * size;
-    if (convert && dtype != ops::DType::kF32) {
-      std::vector<float>& copy = copies.emplace_back(static_cast<size_t>(count));
-      to_float(data, dtype, count, copy.data());
-      return {copy.data(), ops::DType::kF32, segment.rows};
-    }
-    // The format allows tensors at any byte, backends read whole elements.
-    if (reinterpret_cast<uintptr_t>(data) % size != 0) {
-      const size_t bytes = static_cast<size_t>(count) * size;
-      std::vector<float>& copy = copies.emplace_back((bytes + sizeof(float) - 1) / sizeof(float));
-      std::memcpy(copy.data(), data, bytes);
-      return {copy.data(), dtype, segment.rows};
-    }
-    return {data, dtype, segment.rows};
-  }
-
-  void append_bias(const Segment& segment, std::vector<float>& bias) const {
-    const Tensor& values = tensor(segment.linear->bias_name());
-    const ops::DType dtype = *values.type->weight;
-    const size_t begin = bias.size();
-    bias.resize(begin + static_cast<size_t>(segment.rows));
-    const auto offset = static_cast<int64_t>(ops::dtype_size(dtype)) * segment.row;
-    to_float(values.data.data() + offset, dtype, segment.rows, bias.data() + begin);
-  }
-
-  static void note(const Segment& segment, std::vector<std::string>& used) {
-    for (const ExpectedTensor& tensor : linear_tensors(*segment.linear)) {
-      if (std::find(used.begin(), used.end(), tensor.name) != used.end()) return;
-      used.push_back(tensor.name);
-    }
-  }
-
-  // The tensors are in the backend's memory now: count them, and let go of their pages, so that the
-  // weights are never held twice.
-  void finish(const std::vector<std::string>& used, Weights& weights) {
+  // The tensors are in the backend's memory now: let go of their pages, so that the weights are
+  // never held twice.
+  void finish(const std::vector<std::string>& used) {
     ops_.synchronize(ops_.self, {});
     for (const std::string& name : used) {
-      const Checkpoint::Entry& entry = *checkpoint_.find(name);
-      weights.num_parameters += entry.tensor.elements();
+      const Checkpoint::Entry& entry = *source_.checkpoint().find(name);
       done_ += static_cast<int64_t>(entry.tensor.data.size());
-      checkpoint_.drop(entry, entry.tensor.data);
+      source_.checkpoint().drop(entry, entry.tensor.data);
     }
     report();
   }
 
-  void prefetch(const LayerNames& layer) const {
-    for (const std::string& name : layer_tensors(layer)) {
-      checkpoint_.prefetch(*checkpoint_.find(name));
+  void prefetch(size_t layer) const {
+    for (const std::string& name : source_.layer_tensors(layer)) {
+      source_.checkpoint().prefetch(*source_.checkpoint().find(name));
     }
   }
 
   void report() const {
-    if (progress_) progress_(done_, total_);
+    if (progress_) progress_(done_, source_.bytes());
   }
 
-  const Checkpoint& checkpoint_;
+  const WeightSource& source_;
   const ops::Ops& ops_;
-  const int64_t total_;
   const Progress& progress_;
   int64_t done_ = 0;
 };
 
 }  // namespace
 
+const std::byte* WeightSource::aligned(const std::byte* data, size_t bytes, size_t size,
+                                       std::vector<std::vector<float>>& copies) {
+  // The format allows tensors at any byte, backends read whole elements.
+  if (reinterpret_cast<uintptr_t>(data) % size == 0) return data;
+  std::vector<float>& copy = copies.emplace_back((bytes + sizeof(float) - 1) / sizeof(float));
+  std::memcpy(copy.data(), data, bytes);
+  return reinterpret_cast<const std::byte*>(copy.data());
+}
+
+std::unique_ptr<WeightSource> open_weights(const std::string& directory, const ModelSpec& spec) {
+  if (is_workspace(directory)) return std::make_unique<WorkspaceSource>(directory, spec);
+  return std::make_unique<CheckpointSource>(directory, spec);
+}
+
 ops::DType stored_dtype(const std::string& directory, const ModelSpec& spec) {
-  const Checkpoint checkpoint(directory);
-  const std::string name = tensor_names(spec).layers.front().qkv.front().weight_name();
+  const bool workspace = is_workspace(directory);
+  const Checkpoint checkpoint(workspace ? rank_directory(directory, 0) : directory);
+  const std::string name = workspace ? workspace_linear(spec, LinearPart::kQkv, 0).weight_name()
+                                     : tensor_names(spec).layers.front().qkv.front().weight_name();
   const Checkpoint::Entry* entry = checkpoint.find(name);
   const bool known = entry != nullptr && entry->tensor.type->weight;
   return known ? *entry->tensor.type->weight : spec.weight_dtype;
@@ -293,12 +164,9 @@ ops::DType stored_dtype(const std::string& directory, const ModelSpec& spec) {
 
 Weights load_weights(const std::string& directory, const ModelSpec& spec, const ops::Ops& ops,
                      const Progress& progress) {
-  const Checkpoint checkpoint(directory);
-  ModelNames names = tensor_names(spec);
-  mark_quantized(checkpoint, spec, names);
-  const int64_t total = verify_checkpoint(checkpoint, spec, names);
+  const std::unique_ptr<WeightSource> source = open_weights(directory, spec);
   Weights weights(ops);
-  Loader(checkpoint, ops, total, progress).load(spec, names, weights);
+  Loader(*source, ops, progress).load(spec, weights);
   return weights;
 }
 

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             "text": args.text,
             "device": engine.info.device,
             "kv_dtype": engine.info.kv_dtype,
-            "quant_policy": config.quant_policy,
+            "quant_policy": 8 if engine.info.kv_dtype == "int8" else 0,
             "window": result.window,
             "stride": result.stride,
             "tokens": result.tokens,

@@ -15,10 +15,12 @@ def gather(path: str, model_name: str | None, native_config: Any) -> dict[str, A
     """Everything that is printed, by name; sizes in bytes."""
     from treadle import _engine
     from treadle.engine import _check_path
+    from treadle.workspace import weight_folder
 
     path = _check_path(path)
     facts: dict[str, Any] = {"path": path, **_engine.inspect(path, native_config)}
-    files = [entry for entry in os.scandir(path) if entry.name.endswith(".safetensors")]
+    folder = weight_folder(path)
+    files = [entry for entry in os.scandir(folder) if entry.name.endswith(".safetensors")]
     facts["weight_files"] = len(files)
     facts["weight_file_bytes"] = sum(entry.stat().st_size for entry in files)
     facts["kv_pool_bytes"] = (
@@ -27,7 +29,7 @@ def gather(path: str, model_name: str | None, native_config: Any) -> dict[str, A
     facts["kv_pool_tokens"] = facts["kv_blocks"] * facts["kv_block_tokens"]
     left = facts["free_bytes"] - facts["weight_bytes"] - facts["workspace_bytes"]
     facts["tokens_that_fit"] = max(0, left) // facts["kv_bytes_per_token"]
-    facts |= _text_side(path, model_name)
+    facts |= _text_side(path, model_name or facts["model_name"] or None)
     return facts
 
 

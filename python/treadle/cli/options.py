@@ -68,9 +68,35 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+#: Those that a workspace keeps.
+_WORKSPACE = (
+    "session-len",
+    "max-batch-size",
+    "cache-max-entry-count",
+    "max-prefill-token-num",
+    "quant-policy",
+    "tp",
+    "rope-scaling-factor",
+)
+
+
+def add_workspace(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("kept in config.ini")
+    group.add_argument(
+        "--model-name", metavar="NAME", help="built-in chat format for a model without its own"
+    )
+    for flag, kind, metavar, text in _ENGINE:
+        if flag in _WORKSPACE:
+            group.add_argument(f"--{flag}", type=kind, metavar=metavar, help=text)
+    group.add_argument(
+        "--use-logn-attn", action="store_true", help="logn scaling beyond the training length"
+    )
+
+
 def _given(args: argparse.Namespace, flags: Any) -> dict[str, Any]:
     names = [flag.replace("-", "_") for flag, *_ in flags]
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    values = {name: getattr(args, name, None) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def engine_config(args: argparse.Namespace, parser: argparse.ArgumentParser) -> EngineConfig:
@@ -81,7 +107,7 @@ def engine_config(args: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     values = _given(args, _ENGINE)
     if args.use_logn_attn:
         values["use_logn_attn"] = True
-    if args.no_prefix_caching:
+    if getattr(args, "no_prefix_caching", False):
         values["enable_prefix_caching"] = False
     try:
         return EngineConfig(**values)
