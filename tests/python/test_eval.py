@@ -21,10 +21,10 @@ from reference import HfModel
 from tokenizer_models import LLAMA3_SPLIT, save_byte_level, save_sentencepiece
 from treadle import Engine
 from treadle.cli import main
-from treadle.cli.evaluate import check_text, read_texts
 from treadle.encoded_text import encode_file
 from treadle.errors import ConfigError, InvalidArgumentError
 from treadle.evaluation import perplexity, sliding_windows
+from treadle.texts import check_text, read_texts
 from treadle.tokenizer import Tokenizer
 
 HELDOUT = Path(__file__).resolve().parents[2] / "examples" / "train_demo" / "heldout.json"

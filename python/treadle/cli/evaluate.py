@@ -3,57 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import codecs
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from treadle.cli import options
-from treadle.errors import ConfigError, InvalidArgumentError
-
-_BLOCK_BYTES = 1 << 20
-
-
-def check_text(path: str) -> None:
-    """Before the model is loaded: raises OSError for a file that cannot be read, ConfigError for
-    one that is empty or not UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, blank = 0, True
-    with open(path, "rb") as file:
-        while True:
-            block = file.read(_BLOCK_BYTES)
-            pending = len(decoder.getstate()[0])  # of a character that the last block cut
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                at = offset - pending + error.start
-                raise ConfigError(f"{path}: not UTF-8 at byte {at}") from error
-            blank = blank and not text.lstrip("\ufeff").strip()
-            offset += len(block)
-            if not block:
-                break
-    if blank:
-        raise ConfigError(f"{path}: empty, expected a text")
-
-
-def read_texts(path: str) -> Iterator[str]:
-    """The "text" of each line of a JSONL file. Raises ConfigError naming file and line."""
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _parse(line, f"{path}:{number}")
-
-
-def _parse(line: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: malformed JSON: {error}") from error
-    text: Any = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise ConfigError(f'{where}: expected an object with a string "text"')
-    return text
+from treadle.errors import InvalidArgumentError
+from treadle.texts import check_text, read_texts
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

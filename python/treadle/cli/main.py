@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from treadle.cli import options
+from treadle.cli import lite, options
 
 #: Exit codes; 2 is argparse's for wrong usage.
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -27,6 +27,7 @@ examples:
   treadle info models/llama            what would be loaded, and how much fits
   treadle eval ppl models/llama --text wiki.txt
   treadle convert models/llama --out workspace
+  treadle lite auto_awq models/llama --data wiki.txt --out models/llama-awq
 
 Every command has its own --help.
 """
@@ -114,7 +115,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="{chat,generate,info,eval,convert}")
+    commands = parser.add_subparsers(
+        dest="command", metavar="{chat,generate,info,eval,convert,lite}"
+    )
 
     def command(
         name: str, summary: str, description: str, group: Any = commands
@@ -180,6 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert = command("convert", "make a workspace, which loads faster", _CONVERT)
     convert.add_argument("--out", metavar="DIR", required=True, help="the new directory")
     options.add_workspace(convert)
+    lite.add_parsers(commands)
     return parser
 
 
@@ -209,6 +213,8 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         from treadle.cli import convert
 
         return convert.run(args, args.parser)
+    if args.command == "lite":
+        return lite.run(args, args.parser)
     parser.print_help(sys.stderr)
     return USAGE
 
