@@ -724,6 +724,34 @@ def test_kv_qparams(symmetric: bool, model_dir: Path, data: Path, tmp_path: Path
         assert 0 < reference.compare(engine, model, ids, 8).largest < 0.3
 
 
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_kv_qparams_of_a_quantised_model(kv_heads: int, data: Path, tmp_path: Path) -> None:
+    """AWQ scales V, and the ranges that it leaves are those of what it wrote."""
+    model = llama(num_key_value_heads=kv_heads, attention_bias=True)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for rows in (layer.self_attn.v_proj.weight, layer.self_attn.v_proj.bias):
+                rows[::7] *= 20
+    source = save(model, tmp_path / "model")
+    work, out = tmp_path / "work", tmp_path / "awq"
+    auto_awq(source, out, data, group_size=32, work_dir=work, **CALIBRATION)
+    model.load_state_dict(restored(out))
+    ids = load_samples(source, data, seed=0, chat=False, **CALIBRATION)
+    with torch.inference_mode():
+        cache = model(torch.from_numpy(ids), use_cache=True).past_key_values
+    values = load_file(kv_qparams(work, out))["kv_qparams"]
+    for layer in range(3):
+        for which, kept in enumerate((cache.layers[layer].keys, cache.layers[layer].values)):
+            low, high = kept.amin((0, 2, 3)), kept.amax((0, 2, 3))
+            ratio = values[layer, which, :, 0] * 255 / (high - low)
+            assert 0.8 < float(ratio.min()) <= float(ratio.max()) < 1.25
+    with pytest.raises(InvalidArgumentError, match="the ranges of the model that auto_awq wrote"):
+        kv_qparams(work, source)
+    calibrate(source, data, tmp_path / "before", **CALIBRATION)
+    with pytest.raises(InvalidArgumentError, match="AWQ has changed the ranges"):
+        kv_qparams(tmp_path / "before", out)
+
+
 def test_kv_qparams_errors(model_dir: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"nowhere: not a work directory, it has no run\.json"):
         kv_qparams(tmp_path / "nowhere", model_dir)
@@ -747,7 +775,7 @@ def test_gptq_says_what_is_missing(
     model_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "llmcompressor", None)
-    with pytest.raises(ImportError, match="pip install llmcompressor"):
+    with pytest.raises(ImportError, match=r'pip install "treadle\[gptq\]"'):
         gptq(model_dir, tmp_path / "out", data, **CALIBRATION)
     assert not (tmp_path / "out").exists()
 

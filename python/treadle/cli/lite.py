@@ -47,8 +47,8 @@ examples:
 
 _GPTQ = """\
 Quantise the linear layers of a model to 4 bits by GPTQ, with the library llm-compressor
-(pip install llmcompressor). Writes a Hugging Face directory in the layout of compressed-tensors.
-The text is as for calibrate.
+(pip install "treadle[gptq]"). Writes a Hugging Face directory in the layout of
+compressed-tensors. The text is as for calibrate.
 
 examples:
   treadle lite gptq models/llama --data wiki.txt --out models/llama-gptq

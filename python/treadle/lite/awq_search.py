@@ -101,7 +101,8 @@ def search_clip(
 
 
 class LayerSearch:
-    """Scales a layer's weights in place, so that it computes what it did, and finds clip ranges."""
+    """Scales a layer's weights in place, so that it computes what it did, and finds clip ranges.
+    What goes to the cache as V is scaled, too: the statistics follow."""
 
     def __init__(
         self,
@@ -124,7 +125,9 @@ class LayerSearch:
             self._scale_norm(ATTN_NORM, (Q, K, V))
             scales = self._search((O,), heads)
             self._multiply(O, scales)
-            self._divide_rows(V, scales.unflatten(0, heads)[:, 0].flatten())
+            of_values = scales.unflatten(0, heads)[:, 0]
+            self._divide_rows(V, of_values.flatten())
+            self._statistics.divide_values(of_values)
             self._scale_norm(MLP_NORM, (GATE, UP))
             scales = self._search((DOWN,))
             self._multiply(DOWN, scales)

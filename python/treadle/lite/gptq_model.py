@@ -16,9 +16,8 @@ from treadle.lite.walk import CalibrationData
 from treadle.lite.writer import check_free, copy_small_files
 
 _INSTALL = (
-    "treadle lite gptq needs llm-compressor: pip install llmcompressor. It is not an extra of "
-    "Treadle because it asks for certain versions of torch and transformers; an environment of its "
-    "own may be best"
+    "treadle lite gptq needs the library llm-compressor, which asks for certain versions of torch "
+    'and transformers: pip install "treadle[gptq]", best into an environment of its own'
 )
 
 

@@ -61,7 +61,7 @@ class LayerStatistics:
     def __init__(self, layer: DecoderLayer, *, gram: bool = False) -> None:
         self._layer = layer
         self._inputs = {name: InputStatistics(gram=gram) for name in set(INPUT_OF.values())}
-        self._ranges: dict[str, Any] = {}
+        self._ranges: dict[str, Any] = {}  # (least, largest), each [kv_heads, head_dim]
         self._hooks: list[Any] = []
 
     def __enter__(self) -> LayerStatistics:
@@ -80,11 +80,20 @@ class LayerStatistics:
     def add_kv(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Each [samples, kv_heads, tokens, head_dim], as the cache gets them."""
         for name, x in (("k", keys), ("v", values)):
-            least, largest = x.amin((0, 2, 3)), x.amax((0, 2, 3))
+            least, largest = x.amin((0, 2)), x.amax((0, 2))
             if name in self._ranges:
                 least = torch.minimum(least, self._ranges[name][0])
                 largest = torch.maximum(largest, self._ranges[name][1])
             self._ranges[name] = (least, largest)
+
+    def divide_values(self, factors: torch.Tensor) -> None:
+        """The ranges of V become those of a layer that computes V / factors.
+
+        factors: [kv_heads, head_dim], above 0.
+        """
+        if "v" in self._ranges:
+            least, largest = self._ranges["v"]
+            self._ranges["v"] = (least / factors, largest / factors)
 
     def input(self, name: str) -> InputStatistics:
         """Of one of LINEARS."""
@@ -97,6 +106,7 @@ class LayerStatistics:
             out[f"{stored(name)}.input_max"] = self.input(name).largest.float().cpu()
             out[f"{stored(name)}.input_mean"] = self.input(name).mean.cpu()
         for name, (least, largest) in self._ranges.items():
-            out[f"{name}_min"], out[f"{name}_max"] = least.float().cpu(), largest.float().cpu()
+            out[f"{name}_min"] = least.amin(-1).float().cpu()
+            out[f"{name}_max"] = largest.amax(-1).float().cpu()
         # Views of one memory cannot be saved.
         return {name: tensor.clone() for name, tensor in out.items()}
