@@ -1,5 +1,7 @@
 // From the fused projection to Q and the KV pool: qk-norm, RoPE, logn scaling, paged write. And the
 // angles of RoPE (arXiv:2104.09864), once for all layers of a step.
+#include <type_traits>
+
 #include "common/dispatch.h"
 #include "common/ptx.cuh"
 #include "common/vec.cuh"
@@ -9,6 +11,7 @@ namespace treadle::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kFewTokens = 192;
 
 __global__ void __launch_bounds__(kThreads) rope_kernel(ops::RopeParams p) {
   grid_dependency_launch();
@@ -40,18 +43,17 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(ops::RopeParams p) {
 }
 
 /// A head of head_dim elements is held by kLanes lanes, eight elements each; lanes past head_dim
-/// idle. The rotated pair (i, i + rotary_dim / 2) lies rotary_dim / 16 lanes apart.
-template <class T, int kLanes>
+/// idle. The rotated pair (i, i + rotary_dim / 2) lies rotary_dim / 16 lanes apart. Each thread
+/// takes kHeads heads, whose loads wait for memory together and which share the angles.
+template <class T, int kLanes, int kHeads>
 __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
   grid_dependency_launch();
+  constexpr int kApart = kThreads / kLanes;  // between a thread's heads
   const int lane = threadIdx.x % kLanes;
-  const int head = blockIdx.y * (kThreads / kLanes) + threadIdx.x / kLanes;
+  const int first_head = blockIdx.y * (kApart * kHeads) + threadIdx.x / kLanes;
   const int all_heads = p.heads + 2 * p.kv_heads;
   const int t = blockIdx.x;
   const int dim = p.head_dim;
-  const bool here = head < all_heads && lane * 8 < dim;
-  const bool is_q = head < p.heads;
-  const bool is_v = head >= p.heads + p.kv_heads;
   // The step's indices are older than its first kernel.
   const int position = p.batch.positions[t];
   const int32_t* table =
@@ -59,64 +61,90 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
   const int32_t block = table[position / ops::kBlockTokens];
   grid_dependency_wait();
 
-  float x[8] = {};
-  if (here) {
-    load8(static_cast<const T*>(p.qkv) + (size_t(t) * all_heads + head) * dim + lane * 8, x);
+  Vec8<T> in[kHeads];
+#pragma unroll
+  for (int i = 0; i < kHeads; ++i) {
+    const int head = first_head + i * kApart;
+    in[i] = {};
+    if (head >= all_heads || lane * 8 >= dim) continue;
+    in[i] = *reinterpret_cast<const Vec8<T>*>(static_cast<const T*>(p.qkv) +
+                                              (size_t(t) * all_heads + head) * dim + lane * 8);
   }
-
-  if (p.q_norm != nullptr || p.k_norm != nullptr) {
-    float sum = 0.0F;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) sum += x[j] * x[j];
-#pragma unroll
-    for (int other = kLanes / 2; other > 0; other /= 2) {
-      sum += __shfl_xor_sync(0xffffffffU, sum, other, kLanes);
-    }
-    const float* weight = is_v ? nullptr : is_q ? p.q_norm : p.k_norm;
-    if (weight != nullptr && here) {
-      const float scale = 1.0F / sqrtf(sum / static_cast<float>(dim) + p.norm_eps);
-      float w[8];
-      load8(weight + lane * 8, w);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) x[j] = x[j] * scale * w[j];
-    }
-  }
-
   const int apart = p.rotary_dim / 16;
   const int partner = lane < apart ? lane + apart : lane < 2 * apart ? lane - apart : lane;
-  float y[8];
-#pragma unroll
-  for (int j = 0; j < 8; ++j) y[j] = __shfl_sync(0xffffffffU, x[j], partner, kLanes);
-  if (!here) return;
-  if (!is_v && lane < 2 * apart) {
-    const int first = (lane < apart ? lane : lane - apart) * 8;
-    const float* angles = p.cos_sin + (size_t(t) * (p.rotary_dim / 2) + first) * 2;
+  const bool rotated = lane < 2 * apart;
+  float cosine[8] = {};
+  float sine[8] = {};
+  if (rotated) {
+    const int first = (lane < apart ? lane : partner) * 8;
     const float sign = lane < apart ? -1.0F : 1.0F;
+    const auto* angles =
+        reinterpret_cast<const float4*>(p.cos_sin + (size_t(t) * (p.rotary_dim / 2) + first) * 2);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float4 a = reinterpret_cast<const float4*>(angles)[j];
-      x[2 * j] = x[2 * j] * a.x + sign * (y[2 * j] * a.y);
-      x[2 * j + 1] = x[2 * j + 1] * a.z + sign * (y[2 * j + 1] * a.w);
+      const float4 a = angles[j];
+      cosine[2 * j] = a.x;
+      sine[2 * j] = sign * a.y;
+      cosine[2 * j + 1] = a.z;
+      sine[2 * j + 1] = sign * a.w;
     }
   }
 
-  if (is_q) {
-    if (p.logn_len > 0 && position >= p.logn_len) {
-      const auto scale = static_cast<float>(log(static_cast<double>(position) + 1.0) /
-                                            log(static_cast<double>(p.logn_len)));
 #pragma unroll
-      for (int j = 0; j < 8; ++j) x[j] *= scale;
+  for (int i = 0; i < kHeads; ++i) {
+    const int head = first_head + i * kApart;
+    const bool here = head < all_heads && lane * 8 < dim;
+    const bool is_q = head < p.heads;
+    const bool is_v = head >= p.heads + p.kv_heads;
+    float x[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) x[j] = to_float(in[i].v[j]);
+
+    if (p.q_norm != nullptr || p.k_norm != nullptr) {
+      float sum = 0.0F;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sum += x[j] * x[j];
+#pragma unroll
+      for (int other = kLanes / 2; other > 0; other /= 2) {
+        sum += __shfl_xor_sync(0xffffffffU, sum, other, kLanes);
+      }
+      const float* weight = is_v ? nullptr : is_q ? p.q_norm : p.k_norm;
+      if (weight != nullptr && here) {
+        const float scale = 1.0F / sqrtf(sum / static_cast<float>(dim) + p.norm_eps);
+        float w[8];
+        load8(weight + lane * 8, w);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) x[j] = x[j] * scale * w[j];
+      }
     }
-    store8(static_cast<T*>(p.q_out) + (size_t(t) * p.heads + head) * dim + lane * 8, x);
-    return;
+
+    float y[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) y[j] = __shfl_sync(0xffffffffU, x[j], partner, kLanes);
+    if (!here) continue;
+    if (!is_v && rotated) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) x[j] = x[j] * cosine[j] + y[j] * sine[j];
+    }
+
+    if (is_q) {
+      if (p.logn_len > 0 && position >= p.logn_len) {
+        const auto scale = static_cast<float>(log(static_cast<double>(position) + 1.0) /
+                                              log(static_cast<double>(p.logn_len)));
+#pragma unroll
+        for (int j = 0; j < 8; ++j) x[j] *= scale;
+      }
+      store8(static_cast<T*>(p.q_out) + (size_t(t) * p.heads + head) * dim + lane * 8, x);
+      continue;
+    }
+    if (block < 0) continue;  // padding
+    const int slot = position % ops::kBlockTokens;
+    // K heads come first in a layer, then V heads: the same order as in the projection.
+    T* to = static_cast<T*>(p.kv.base) + size_t(block) * p.kv.block_elems() +
+            size_t(p.layer) * p.kv.layer_elems() + size_t(head - p.heads) * p.kv.head_elems() +
+            size_t(slot) * dim;
+    store8(to + lane * 8, x);
   }
-  if (block < 0) return;  // padding
-  const int slot = position % ops::kBlockTokens;
-  // K heads come first in a layer, then V heads: the same order as in the projection.
-  T* to = static_cast<T*>(p.kv.base) + size_t(block) * p.kv.block_elems() +
-          size_t(p.layer) * p.kv.layer_elems() + size_t(head - p.heads) * p.kv.head_elems() +
-          size_t(slot) * dim;
-  store8(to + lane * 8, x);
 }
 
 }  // namespace
@@ -145,14 +173,20 @@ void qkv(const ops::QkvParams& p, ops::DType act, cudaStream_t stream) {
   const int all_heads = p.heads + 2 * p.kv_heads;
   with_half_type(act, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto run = [&](auto kernel, int lanes) {
-      const int heads_per_block = kThreads / lanes;
-      const dim3 grid(p.batch.num_tokens, (all_heads + heads_per_block - 1) / heads_per_block);
-      launch("qkv", kernel, dependent_launch(grid, kThreads, stream), p);
+    const auto run = [&](auto lanes) {
+      constexpr int kLanes = decltype(lanes)::value;
+      const auto with_heads = [&](auto kernel, int heads) {
+        const int heads_per_block = kThreads / kLanes * heads;
+        const dim3 grid(p.batch.num_tokens, (all_heads + heads_per_block - 1) / heads_per_block);
+        launch("qkv", kernel, dependent_launch(grid, kThreads, stream), p);
+      };
+      // Few tokens need all the thread blocks that there can be.
+      if (p.batch.num_tokens > kFewTokens) return with_heads(qkv_kernel<T, kLanes, 6>, 6);
+      with_heads(qkv_kernel<T, kLanes, 1>, 1);
     };
-    if (p.head_dim <= 64) return run(qkv_kernel<T, 8>, 8);
-    if (p.head_dim <= 128) return run(qkv_kernel<T, 16>, 16);
-    run(qkv_kernel<T, 32>, 32);
+    if (p.head_dim <= 64) return run(std::integral_constant<int, 8>{});
+    if (p.head_dim <= 128) return run(std::integral_constant<int, 16>{});
+    run(std::integral_constant<int, 32>{});
   });
 }
 
