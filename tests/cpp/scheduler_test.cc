@@ -1,6 +1,7 @@
 #include "scheduler/scheduler.h"
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <random>
 #include <set>
@@ -231,6 +232,73 @@ TEST(Scheduler, ContinuationsHoldTheirPlaces) {
   EXPECT_EQ(sim.finished().size(), 5U);
 }
 
+struct Ahead {
+  /// Two sequences decode, with the tokens of `now` still to come.
+  explicit Ahead(int32_t num_blocks) : kv(num_blocks), scheduler(kv, {.max_batch_size = 2}) {
+    for (Sequence& sequence : running) {
+      sequence.order = ++order;
+      sequence.ids.assign(kTokens, static_cast<int32_t>(order));
+      sequence.prompt_len = kTokens;
+      scheduler.enqueue(&sequence);
+    }
+    scheduler.schedule(now);
+    for (Sequence& sequence : running) kv.commit(sequence.kv, sequence.ids, kTokens);
+    now.num_decode = now.num_tokens = 2;
+    for (ScheduledSequence& scheduled : now.scheduled) scheduled.query_len = 1;
+    next.scheduled = now.scheduled;
+  }
+  ~Ahead() {
+    for (Sequence& sequence : running) kv.release(sequence.kv);
+  }
+  void wait() {
+    late.order = ++order;
+    late.ids.assign(5, 1);
+    scheduler.enqueue(&late);
+  }
+  kv::KvCache kv;
+  Scheduler scheduler;
+  uint64_t order = 0;
+  std::array<Sequence, 2> running;
+  Sequence late;
+  Decision now, next;
+};
+
+TEST(Scheduler, AStepAheadBringsAnotherTokenOfEach) {
+  Ahead ahead(8);
+  ASSERT_TRUE(ahead.scheduler.schedule_behind(ahead.now, ahead.next));
+  EXPECT_EQ(ahead.next.num_tokens, 2);
+  for (const Sequence& sequence : ahead.running) EXPECT_EQ(sequence.kv.blocks.size(), 2U);
+}
+
+TEST(Scheduler, AStepAheadKeepsThePlaceOfOneThatEnds) {
+  Ahead ahead(3);  // a block for one of them alone
+  EXPECT_FALSE(ahead.scheduler.schedule_behind(ahead.now, ahead.next));
+  ahead.next.scheduled[0].sequence = nullptr;
+  ASSERT_TRUE(ahead.scheduler.schedule_behind(ahead.now, ahead.next));
+  EXPECT_EQ(ahead.next.num_decode, 2);
+  EXPECT_EQ(ahead.next.num_tokens, 2);
+  EXPECT_EQ(ahead.running[0].kv.blocks.size(), 1U);
+  EXPECT_EQ(ahead.running[1].kv.blocks.size(), 2U);
+}
+
+TEST(Scheduler, NoStepAheadWhereSomebodyCouldBeAdmitted) {
+  Ahead ahead(8);
+  ahead.wait();
+  ASSERT_TRUE(ahead.scheduler.schedule_behind(ahead.now, ahead.next));  // no place is free
+  ahead.next.copies.clear();
+  ahead.next.scheduled[1].sequence = nullptr;
+  EXPECT_FALSE(ahead.scheduler.schedule_behind(ahead.now, ahead.next));
+}
+
+TEST(Scheduler, NoStepAheadWhenAnotherSequenceRuns) {
+  Ahead ahead(8);
+  ahead.scheduler.remove(&ahead.running[1]);
+  EXPECT_FALSE(ahead.scheduler.schedule_behind(ahead.now, ahead.next));
+  ahead.now.scheduled[1].sequence = nullptr;  // it was seen to have ended
+  ahead.next.scheduled[1].sequence = nullptr;
+  EXPECT_TRUE(ahead.scheduler.schedule_behind(ahead.now, ahead.next));
+}
+
 TEST(Scheduler, LongPromptsRunInChunksBesideDecodes) {
   Simulation sim(64, {.max_batch_size = 8, .max_prefill_tokens = 100});
   sim.add(10, 50);
@@ -267,6 +335,12 @@ TEST(Scheduler, MixedStepsBoundTheirPromptTokens) {
   sim.step();
   EXPECT_EQ(sim.decision().num_decode, 40);
   EXPECT_EQ(sim.decision().num_tokens, 40 + 80);
+  sim.add(1700, 2);  // with what is left of the other one more than two full steps
+  sim.step();
+  EXPECT_EQ(sim.decision().num_decode, 40);
+  EXPECT_EQ(sim.decision().num_tokens, 1000);
+  sim.step();
+  EXPECT_EQ(sim.decision().num_tokens, 3 * sim.decision().num_decode);
   ASSERT_TRUE(sim.run(1000));
 }
 

@@ -39,6 +39,22 @@ TEST(StepInput, HoldsWhatTheDecisionNames) {
   EXPECT_EQ(step.input.block_tables, (Ints{4, 9, 5, -1}));
 }
 
+// A sequence that ends with the step ahead keeps its place, so that the others keep theirs.
+TEST(StepInput, ASequenceThatHasEndedBecomesPadding) {
+  Decode step;
+  step.decision.scheduled.insert(step.decision.scheduled.begin() + 1,
+                                 ScheduledSequence{.sequence = nullptr, .query_len = 1});
+  step.decision.num_decode = step.decision.num_tokens = 3;
+  step.input.build(step.decision);
+  EXPECT_EQ(step.input.tokens, (Ints{7, 0, 3}));
+  EXPECT_EQ(step.input.positions, (Ints{69, 0, 2}));
+  EXPECT_EQ(step.input.rope_len, (Ints{70, 1, 3}));
+  EXPECT_EQ(step.input.context_len, (Ints{70, 0, 3}));
+  EXPECT_EQ(step.input.token_sequence, (Ints{0, 1, 2}));
+  EXPECT_EQ(step.input.query_begin, (Ints{0, 1, 2, 3}));
+  EXPECT_EQ(step.input.block_tables, (Ints{4, 9, -1, -1, 5, -1}));
+}
+
 TEST(StepInput, PaddingNamesNoBlocksAndHasNoKeys) {
   Decode step;
   step.input.block_tables = {4, 9, 11, 5, -1, -1};

@@ -218,6 +218,34 @@ TEST_P(AttentionTest, NanStaysInItsSequence) {
   }
 }
 
+// Zeros for a sequence without keys; the others as if it were not there.
+TEST_P(AttentionTest, PaddingAttendsToNothing) {
+  const Case c{.shapes = {{70, 1}, {1, 1}, {600, 1}}};
+  PagedBatch paged(c.dtype, 2, c.kv_heads, c.head_dim, 40);
+  paged.set_step(c.shapes, 10, 1);
+  fill_keys(c, &paged);
+  const size_t row = size_t(c.heads * c.head_dim);
+  const auto q = random_floats(3 * row, 5);
+  AttentionParams p;
+  p.q = q.data();
+  p.heads = c.heads;
+  p.kv_heads = c.kv_heads;
+  p.head_dim = c.head_dim;
+  p.layer = 1;
+  p.kv = paged.kv;
+  p.batch = paged.batch;
+  std::vector<float> want(q.size(), kPoison);
+  p.out = want.data();
+  ops.attention(ops.self, p, {});
+  std::fill_n(want.begin() + long(row), row, 0.0F);
+  paged.context_len[1] = 0;
+  std::fill_n(paged.tables.begin() + 10, 10, -1);
+  std::vector<float> out(q.size(), kPoison);
+  p.out = out.data();
+  ops.attention(ops.self, p, {});
+  expect_same_bits(out, want);
+}
+
 TREADLE_FOR_ALL_VARIANTS(AttentionTest);
 
 }  // namespace

@@ -22,6 +22,13 @@ void StepInput::build(const Decision& decision) {
   int32_t t = 0;
   for (size_t s = 0; s < num_sequences; ++s) {
     const auto& [sequence, query_len] = decision.scheduled[s];
+    if (sequence == nullptr) {
+      tokens[t] = positions[t] = context_len[s] = 0;
+      rope_len[t] = 1;
+      query_begin[s] = token_sequence[t] = t;
+      ++t;
+      continue;
+    }
     const int32_t begin = sequence->kv.num_tokens;
     query_begin[s] = t;
     context_len[s] = begin + query_len;
@@ -40,6 +47,7 @@ void StepInput::build(const Decision& decision) {
 
   block_tables.assign(num_sequences * static_cast<size_t>(block_table_stride), kv::kNoBlock);
   for (size_t s = 0; s < num_sequences; ++s) {
+    if (context_len[s] == 0) continue;
     const std::vector<kv::BlockId>& blocks = decision.scheduled[s].sequence->kv.blocks;
     std::copy_n(blocks.begin(), kv::blocks_for(context_len[s]),
                 block_tables.begin() + static_cast<ptrdiff_t>(s) * block_table_stride);

@@ -27,7 +27,8 @@ struct StepInput {
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
   int32_t num_sequences() const { return static_cast<int32_t>(context_len.size()); }
 
-  /// Fills everything but logit_rows, which is cleared. Keeps its memory from step to step.
+  /// Fills everything but logit_rows, which is cleared. Keeps its memory from step to step. A
+  /// decode sequence that is null becomes padding (ops::SequenceBatch).
   void build(const Decision& decision);
 
   /// A step of decode tokens alone: adds padding sequences (ops::SequenceBatch) until there are

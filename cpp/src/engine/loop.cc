@@ -111,12 +111,18 @@ void Loop::start(Step& step) {
 // Nothing may depend on the tokens that are still to come, but for whether a sequence goes on.
 bool Loop::start_behind(const Step& running, Step& next) {
   if (!runner_.overlaps() || !running.decodes()) return false;
-  for (const auto& [generation, source, prompt_token, token_index] : running.rows) {
-    if (generation == nullptr || generation->request.rows.reads_tokens()) return false;
-    if (!roster_.outlives_next_token(*generation)) return false;
+  next.rows = running.rows;
+  next.decision.clear();
+  for (auto& [generation, source, prompt_token, token_index] : next.rows) {
+    if (generation != nullptr && !roster_.outlives_next_token(*generation)) generation = nullptr;
+    if (generation != nullptr && generation->request.rows.reads_tokens()) return false;
+    next.decision.scheduled.push_back({.sequence = generation, .query_len = 1});
   }
-  if (!scheduler_.schedule_behind(running.decision, next.decision)) return false;
-  runner_.launch_behind(running, next);
+  if (!runner_.worth_queuing(next) ||
+      !scheduler_.schedule_behind(running.decision, next.decision)) {
+    return false;
+  }
+  runner_.launch_behind(next);
   return true;
 }
 

@@ -43,10 +43,15 @@ void StepRunner::launch(Step& step) {
   run(step, 0);
 }
 
-void StepRunner::launch_behind(const Step& previous, Step& next) {
-  next.rows = previous.rows;
-  run(next, 1);
+bool StepRunner::worth_queuing(const Step& next) const {
+  const int32_t most = decoder_.limits().max_sequences;
+  const auto rows = static_cast<int32_t>(next.rows.size());
+  const auto ended = static_cast<int32_t>(
+      std::ranges::count(next.rows, static_cast<Generation*>(nullptr), &StepRow::generation));
+  return ended < rows && padded_batch(rows, most) == padded_batch(rows - ended, most);
 }
+
+void StepRunner::launch_behind(Step& next) { run(next, 1); }
 
 void StepRunner::run(Step& step, int32_t pending_tokens) {
   StepInput& input = step.input;

@@ -39,10 +39,14 @@ class StepRunner {
 
   /// Whether a step can be queued while another one runs.
   bool overlaps() const { return ops_.mark != nullptr; }
-  /// Queues the step after `previous`, the last one launched, which decodes: next.decision holds
-  /// the same sequences. Their newest tokens, which the host does not know yet, are read where
-  /// `previous` leaves them on the device.
-  void launch_behind(const Step& previous, Step& next);
+  /// Whether a step with these rows, some of which may have ended, is about as short as one without
+  /// those.
+  bool worth_queuing(const Step& next) const;
+  /// Queues the step after the last one launched, which decodes. next.decision and next.rows hold
+  /// the same sequences in the same places, null where one ends with its token of that step. Their
+  /// newest tokens, which the host does not know yet, are read where that step leaves them on the
+  /// device.
+  void launch_behind(Step& next);
 
   /// Waits for a launched step and fills its results.
   void finish(Step& step);

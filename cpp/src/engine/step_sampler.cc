@@ -8,6 +8,12 @@
 #include "sampler/pack_rows.h"
 
 namespace treadle {
+namespace {
+
+/// A row whose token nobody reads: the cheapest there is.
+constexpr ops::SampleRow kUnread = {.temperature = 0.0F};
+
+}  // namespace
 
 StepSampler::StepSampler(const ops::Ops& ops, int32_t vocab_size)
     : ops_(ops), vocab_size_(vocab_size) {}
@@ -68,6 +74,10 @@ void StepSampler::prepare(const std::vector<StepRow>& rows, size_t padded_count,
   sample_rows_.clear();
   wants_logprobs_ = wants_top_ = false;
   for (const auto& [generation, source, prompt_token, token_index] : rows) {
+    if (generation == nullptr) {
+      sample_rows_.push_back(kUnread);
+      continue;
+    }
     const sampler::RowBuilder& builder = generation->request.rows;
     const ops::SampleRow& row = sample_rows_.emplace_back(
         prompt_token >= 0 ? builder.build_prompt(prompt_token)
@@ -76,7 +86,7 @@ void StepSampler::prepare(const std::vector<StepRow>& rows, size_t padded_count,
     wants_logprobs_ |= row.num_logprobs >= 0;
     wants_top_ |= row.num_logprobs > 0;
   }
-  sample_rows_.resize(std::max(rows.size(), padded_count), {.temperature = 0.0F});
+  sample_rows_.resize(std::max(rows.size(), padded_count), kUnread);
   const size_t count = sample_rows_.size();
   if (count == 0) return;
 

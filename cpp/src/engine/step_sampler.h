@@ -16,7 +16,7 @@ namespace treadle {
 /// One wanted distribution: the next token of a continuation, or, with prompt_token >= 0, the
 /// log-probability of a prompt token.
 struct StepRow {
-  Generation* generation;  // whose token it is
+  Generation* generation;  // whose token it is; null in a queued step: it has ended
   Generation* source;      // whose ids lead to it: the first continuation until the fork
   int32_t prompt_token;
   int32_t token_index;  // in the step's flat batch

@@ -9,8 +9,10 @@ namespace {
 // Prompts advance by at least this many tokens a step, however many sequences decode.
 constexpr int32_t kMinPrefillTokens = 64;
 
-// More prompts at once than this may be a burst.
+// More prompts at once than this may be a burst, more tokens of prompts than so many full steps
+// take always are one.
 constexpr int32_t kBurst = 7;
+constexpr int64_t kBurstSteps = 2;
 
 bool ranks_before(const Sequence* a, const Sequence* b) { return a->ranks_before(*b); }
 bool ranks_after(const Sequence* a, const Sequence* b) { return b->ranks_before(*a); }
@@ -120,34 +122,45 @@ void Scheduler::take_chunk(Sequence* sequence, int32_t& budget, Decision& decisi
   budget -= chunk;
 }
 
+bool Scheduler::is_burst(int32_t num_decode) const {
+  const auto in_line =
+      std::min(static_cast<int32_t>(waiting_.size()), limits_.max_batch_size - slots_used_);
+  const int32_t prompts = static_cast<int32_t>(running_.size()) - num_decode + in_line;
+  if (prompts > std::max(kBurst, num_decode / 4)) return true;
+  // Few prompts from here on.
+  int64_t tokens = 0;
+  for (const Sequence* sequence : running_) {
+    if (sequence->remaining() > 1) tokens += sequence->remaining();
+  }
+  for (int32_t i = 0; i < in_line; ++i) tokens += waiting_[waiting_.size() - 1 - i]->remaining();
+  return tokens > kBurstSteps * limits_.max_prefill_tokens;
+}
+
 int32_t Scheduler::prompt_budget(int32_t num_decode) const {
   const int32_t all = limits_.max_prefill_tokens;
   const int32_t budget = std::max(all - num_decode, std::min(all, kMinPrefillTokens));
   if (num_decode == 0 || limits_.mixed_prefill_tokens == 0) return budget;
-  const auto in_line =
-      std::min(static_cast<int32_t>(waiting_.size()), limits_.max_batch_size - slots_used_);
-  const int32_t prompts = static_cast<int32_t>(running_.size()) - num_decode + in_line;
-  if (prompts > std::max(kBurst, num_decode / 4)) return budget;
+  if (is_burst(num_decode)) return budget;
   return std::min(budget, std::max(limits_.mixed_prefill_tokens, 2 * num_decode));
 }
 
 bool Scheduler::schedule_behind(const Decision& running, Decision& next) {
-  next.clear();
-  if (!waiting_.empty() && slots_used_ + waiting_.back()->slots <= limits_.max_batch_size) {
-    return false;
-  }
-  if (!std::ranges::equal(running_, running.scheduled, {}, {}, &ScheduledSequence::sequence)) {
-    return false;
-  }
+  auto now = running_.begin();
+  int32_t slots = 0;
   int32_t blocks = 0;
-  for (const Sequence* sequence : running_) {
-    if (sequence->remaining() != 0) return false;
+  for (size_t i = 0; i < running.scheduled.size(); ++i) {
+    const Sequence* sequence = running.scheduled[i].sequence;
+    if (sequence == nullptr) continue;
+    if (now == running_.end() || *now++ != sequence || sequence->remaining() != 0) return false;
+    if (next.scheduled[i].sequence == nullptr) continue;
+    slots += sequence->slots;
     blocks += kv_.blocks_needed(sequence->kv, static_cast<int32_t>(sequence->ids.size()) + 1);
   }
-  if (blocks > kv_.pool().num_available()) return false;
-  for (Sequence* sequence : running_) {
+  if (now != running_.end() || blocks > kv_.pool().num_available()) return false;
+  if (!waiting_.empty() && slots + waiting_.back()->slots <= limits_.max_batch_size) return false;
+  for (const auto& [sequence, query_len] : next.scheduled) {
+    if (sequence == nullptr) continue;
     kv_.reserve(sequence->kv, static_cast<int32_t>(sequence->ids.size()) + 1, next.copies);
-    next.scheduled.push_back({.sequence = sequence, .query_len = 1});
   }
   next.num_decode = next.num_tokens = static_cast<int32_t>(next.scheduled.size());
   return true;

@@ -13,8 +13,8 @@
 namespace treadle {
 
 struct ScheduledSequence {
-  Sequence* sequence;
-  int32_t query_len;  // tokens ids[kv.num_tokens .. kv.num_tokens + query_len) run in this step
+  Sequence* sequence;  // null in a step that was queued ahead: its place is padding
+  int32_t query_len;   // tokens ids[kv.num_tokens .. kv.num_tokens + query_len) run in this step
 };
 
 /// One step: sequences that bring one token first, then prompt chunks, each by rank.
@@ -32,8 +32,9 @@ struct SchedulerLimits {
   int32_t max_prefill_tokens = 512;  // prompt tokens per step
   // Prompt tokens of a step in which sequences decode: at most so many, or twice the decode tokens
   // where that is more. Bounds how long a stream waits for its next token while prompts come in. In
-  // a burst, where eight prompts or more wait and a quarter as many as sequences decode, the
-  // prompts count more: no such bound. 0 = max_prefill_tokens.
+  // a burst, where eight prompts or more wait and a quarter as many as sequences decode, or more
+  // of prompts than two steps of max_prefill_tokens take, the prompts count more: no such bound.
+  // 0 = max_prefill_tokens.
   int32_t mixed_prefill_tokens = 0;
 };
 
@@ -60,9 +61,10 @@ class Scheduler {
   ///      the whole prompt, which are taken at once.
   void schedule(Decision& decision);
 
-  /// The step after `running`, a step of decode tokens alone whose tokens are not known yet: each
-  /// of its sequences brings one more. False, with `next` empty, when something else has to be
-  /// scheduled as well, or blocks run out.
+  /// The step after `running`, a step of decode tokens alone whose tokens are not known yet.
+  /// next.scheduled holds its sequences, null in the place of those that end with it; each of the
+  /// others brings one more token. False when something else has to be scheduled as well, somebody
+  /// who waits could be admitted, or blocks run out.
   bool schedule_behind(const Decision& running, Decision& next);
 
   const std::vector<Sequence*>& running() const { return running_; }
@@ -79,6 +81,7 @@ class Scheduler {
   bool admit(Sequence* sequence, Decision& decision);
   void take_chunk(Sequence* sequence, int32_t& budget, Decision& decision);
   void count_computed(Sequence* sequence, int32_t query_len);
+  bool is_burst(int32_t num_decode) const;
   int32_t prompt_budget(int32_t num_decode) const;
 
   kv::KvCache& kv_;

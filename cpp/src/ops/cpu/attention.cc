@@ -26,7 +26,8 @@ AttentionTask task_of(const AttentionParams& p, const Backend::AttentionTile& ti
   return t;
 }
 
-/// Fills attention_tiles. Returns the largest number of tokens in a tile.
+/// Fills attention_tiles, and the output of padding. Returns the largest number of tokens in a
+/// tile.
 int cut_tiles(Backend& b, const AttentionParams& p) {
   const SequenceBatch& batch = p.batch;
   const int group = p.heads / p.kv_heads;
@@ -41,6 +42,12 @@ int cut_tiles(Backend& b, const AttentionParams& p) {
   for (int32_t s = 0; s < batch.num_sequences; ++s) {
     const int32_t begin = batch.query_begin[s];
     const int32_t length = batch.query_begin[s + 1] - begin;
+    if (batch.context_len[s] == 0) {  // padding
+      const size_t row = size_t(p.heads) * size_t(p.head_dim);
+      float* out = static_cast<float*>(p.out) + size_t(begin) * row;
+      std::fill_n(out, size_t(length) * row, 0.0F);
+      continue;
+    }
     for (int32_t at = 0; at < length; at += most_tokens) {
       Backend::AttentionTile tile{};
       tile.sequence = s;

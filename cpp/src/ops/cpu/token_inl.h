@@ -131,9 +131,10 @@ inline void qkv_typed(const QkvParams& p, int64_t begin, int64_t end, float* scr
 
     const int32_t* table = p.batch.block_tables +
                            size_t(p.batch.token_sequence[t]) * size_t(p.batch.block_table_stride);
+    const int32_t id = table[position / kBlockTokens];
+    if (id < 0) continue;  // padding
     const int slot = position % kBlockTokens;
-    char* block =
-        static_cast<char*>(kv.base) + size_t(table[position / kBlockTokens]) * kv.block_bytes();
+    char* block = static_cast<char*>(kv.base) + size_t(id) * kv.block_bytes();
     T* k_base = reinterpret_cast<T*>(block) + size_t(p.layer) * kv.layer_elems();
     T* v_base = k_base + size_t(kv.kv_heads) * kv.head_elems();
     auto scale_of = [&](int part, int h) -> KvScale* {
