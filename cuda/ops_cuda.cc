@@ -190,7 +190,7 @@ Ops cuda_ops(int32_t device, DType act_dtype) {
   Ops ops;
   ops.name = made->name.c_str();
   ops.act_dtype = act_dtype;
-  ops.defaults = {.max_batch_size = 256,
+  ops.defaults = {.max_batch_size = 512,
                   .prefill_tokens = 8192,
                   .mixed_prefill_tokens = 320,
                   .pool_fraction = 0.8,

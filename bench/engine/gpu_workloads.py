@@ -315,7 +315,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder for the results (.json and .md)")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--max-batch-size", type=int, default=256)
+    parser.add_argument("--max-batch-size", type=int, help="default: the engine's own")
     parser.add_argument("--commit", default=os.environ.get("TREADLE_COMMIT"), help="if not in git")
     args = parser.parse_args()
     path = prepare(args.models, args.model, args.dtype)
