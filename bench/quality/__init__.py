@@ -1,0 +1,1 @@
+"""Quality of quantised models: a model to measure on, and the comparison."""
