@@ -3,7 +3,8 @@
     python -m bench.engine.gpu_models DIR [--model llama-3-8b] [--dtype float16]
 
 writes ``DIR/<model>-<dtype>`` (16 GB for llama-3-8b), unless it is there already. torch draws the
-numbers, on a GPU where it has one, and shards are written by several threads.
+numbers, on a GPU where it has one, and shards are written by several threads. The layers of models
+named ``-int4`` have 4-bit weights as AutoAWQ stores them, and their head has 16.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import torch
 
 SHARDS = 8
 STD = 0.02
+GROUP = 128
+SCALE = STD / 6.5  # of 4-bit numbers and zeros that are drawn evenly
 
 COMMON: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -50,6 +53,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 10000.0,
     },
 }
+INT4: dict[str, Any] = {
+    "quantization_config": {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": GROUP,
+        "version": "gemm",
+        "zero_point": True,
+    }
+}
+SHAPES |= {f"{model}-int4": shape | INT4 for model, shape in SHAPES.items()}
 
 
 def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -75,33 +88,63 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             layer + "mlp.up_proj.weight": (inter, hidden),
             layer + "mlp.down_proj.weight": (hidden, inter),
         }
-    return shapes
+    return quantised(shapes) if "quantization_config" in config else shapes
 
 
-def random_tensor(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
-    """Norms are ones, matrices normal(0, 0.02)."""
+def quantised(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The same with the layers' matrices as AutoAWQ stores them: eight rows in an int32."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        if not name.endswith("_proj.weight"):
+            found[name] = shape
+            continue
+        rows, columns = shape
+        layer = name.removesuffix("weight")
+        found[layer + "qweight"] = (columns, rows // 8)
+        found[layer + "qzeros"] = (columns // GROUP, rows // 8)
+        found[layer + "scales"] = (columns // GROUP, rows)
+    return found
+
+
+def packed(name: str) -> bool:
+    return name.endswith((".qweight", ".qzeros"))
+
+
+def size_of(name: str, shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel() * (4 if packed(name) else 2)
+
+
+def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Norms are ones, matrices normal(0, 0.02), or nearly so in 4 bits."""
     if len(shape) == 1:
         return torch.ones(shape, dtype=dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(seed)
+    if packed(name):
+        drawn = torch.empty(shape, device=device, dtype=torch.int32)
+        return drawn.random_(-(1 << 31), 1 << 31, generator=generator).cpu()
     drawn = torch.empty(shape, device=device, dtype=dtype)
+    if name.endswith(".scales"):
+        return drawn.uniform_(0.5 * SCALE, 1.5 * SCALE, generator=generator).cpu()
     return drawn.normal_(0.0, STD, generator=generator).cpu()
 
 
 def write_shard(path: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
     """One safetensors file, a tensor at a time."""
-    name = {torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
+    halves = {torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor, shape in shapes.items():
-        begin, end = end, end + 2 * torch.Size(shape).numel()
-        header[tensor] = {"dtype": name, "shape": list(shape), "data_offsets": [begin, end]}
+        begin, end = end, end + size_of(tensor, shape)
+        kind = "I32" if packed(tensor) else halves
+        header[tensor] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for i, shape in enumerate(shapes.values()):
-            tensor_data = random_tensor(shape, dtype, seed=zlib.crc32(f"{path.name} {i}".encode()))
+        for i, (tensor, shape) in enumerate(shapes.items()):
+            seed = zlib.crc32(f"{path.name} {i}".encode())
+            tensor_data = random_tensor(tensor, shape, dtype, seed)
             file.write(memoryview(tensor_data.view(torch.int16).numpy()).cast("B"))
 
 
@@ -111,10 +154,10 @@ def write_model(directory: Path, config: dict[str, Any], dtype: torch.dtype) -> 
     files = [f"model-{i + 1:05d}-of-{SHARDS:05d}.safetensors" for i in range(SHARDS)]
     shards: list[dict[str, tuple[int, ...]]] = [{} for _ in files]
     sizes = [0] * SHARDS
-    for tensor, shape in sorted(shapes.items(), key=lambda item: -torch.Size(item[1]).numel()):
+    for tensor, shape in sorted(shapes.items(), key=lambda item: -size_of(*item)):
         smallest = sizes.index(min(sizes))
         shards[smallest][tensor] = shape
-        sizes[smallest] += 2 * torch.Size(shape).numel()
+        sizes[smallest] += size_of(tensor, shape)
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     with ThreadPoolExecutor(SHARDS) as pool:
