@@ -38,6 +38,7 @@ from treadle.errors import (
     InvalidArgumentError,
     InvalidModelError,
     NotFoundError,
+    OutOfMemoryError,
     UnsupportedError,
 )
 from treadle.lite import auto_awq, calibrate, gptq, kv_qparams
@@ -657,6 +658,17 @@ def test_wrong_options_are_refused(
 def test_a_full_directory_is_not_overwritten(model_dir: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="exists and is not empty"):
         auto_awq(model_dir, model_dir, scheme="rtn")
+
+
+def test_missing_memory_is_explained(
+    model_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.\nMore words.")
+
+    monkeypatch.setattr(DecoderLayer, "run", run)
+    with pytest.raises(OutOfMemoryError, match=r"2\.00 GiB\. Free it, or choose device \"cpu\""):
+        calibrate(model_dir, data, tmp_path / "work", **CALIBRATION)
 
 
 def change_config(directory: Path, **fields: Any) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from treadle import _checks as check
-from treadle.errors import InvalidArgumentError, UnsupportedError
+from treadle.errors import InvalidArgumentError, OutOfMemoryError, UnsupportedError
 from treadle.lite.checkpoint import Checkpoint
 from treadle.lite.decoder_layer import DecoderLayer
 from treadle.lite.samples import Samples, load_samples
@@ -63,6 +64,18 @@ def choose_device(name: str) -> torch.device:
     if int(number or 0) >= torch.cuda.device_count():
         raise check.refuse("device", name, f"torch sees {torch.cuda.device_count()} GPUs")
     return torch.device("cuda", int(number or 0))
+
+
+@contextmanager
+def explained_memory(device: torch.device) -> Iterator[None]:
+    """Raises OutOfMemoryError in place of torch's."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"a layer does not fit the memory of {device}: {str(error).splitlines()[0]} Free it, "
+            'or choose device "cpu"; what is done so far is kept'
+        ) from error
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -120,11 +133,12 @@ def walk(
             first, hidden = kept
             bar.update(first)
         for index in range(first, layers):
-            layer.read(index)
-            with LayerStatistics(layer, gram=gram) as statistics:
-                _run(layer, hidden, where, statistics)
-            if sink is not None:
-                sink(index, layer, statistics)
+            with explained_memory(where):
+                layer.read(index)
+                with LayerStatistics(layer, gram=gram) as statistics:
+                    _run(layer, hidden, where, statistics)
+                if sink is not None:
+                    sink(index, layer, statistics)
             work.save("statistics", index, statistics.tensors(checkpoint.family.stored))
             if index + 1 < layers:
                 work.save_hidden(index + 1, hidden)
