@@ -106,7 +106,7 @@ void attention(Backend& b, const ops::AttentionParams& p, cudaStream_t stream) {
     b.decode_scratch.reserve(decode_workspace_bytes(sequences, p.heads, p.kv_heads, p.head_dim),
                              stream);
     DecodeWorkspace workspace{b.decode_scratch.memory.get(), b.decode_scratch.bytes};
-    attention_decode(p, workspace, stream);
+    attention_decode(p, b.act, workspace, stream);
   }
   if (p.batch.num_sequences > p.batch.num_decode) {
     if (!supports_attention_prefill(p)) {

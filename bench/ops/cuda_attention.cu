@@ -2,7 +2,7 @@
 // launches walk through layers, so that no launch finds its keys in L2. Prints microseconds and the
 // rate beside FlashAttention 3's (vLLM 0.24, one H200; docs/design/cuda-attention.md).
 //
-//   cuda_attention decode|mha|prefill|mma [batch length]
+//   cuda_attention decode|decode8|mha|prefill|mma [batch length]
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -52,17 +52,18 @@ struct Column {
   double peer;  // microseconds or TFLOP/s of FlashAttention 3
 };
 
-void decode(int heads, int kv_heads, const std::vector<Column>& columns) {
-  std::printf("decode %d/%d heads, head_dim 128, fp16\n%10s %9s %8s %9s\n", heads, kv_heads,
-              "batch x ctx", "us", "TB/s", "FA3 us");
+void decode(int heads, int kv_heads, bool int8, const std::vector<Column>& columns) {
+  std::printf("decode %d/%d heads, head_dim 128, fp16%s\n%10s %9s %8s %9s\n", heads, kv_heads,
+              int8 ? ", int8 pool" : "", "batch x ctx", "us", "TB/s", "FA3 us");
   for (const Column& c : columns) {
-    const double bytes = double(c.batch) * c.length * kv_heads * 128 * 2 * 2;
+    const double bytes = double(c.batch) * c.length * kv_heads * 2 * (int8 ? 128 + 8 : 128 * 2);
     ProblemShape shape;
     shape.sequences.assign(c.batch, {1, c.length});
     shape.num_decode = c.batch;
     shape.heads = heads;
     shape.kv_heads = kv_heads;
     shape.num_layers = std::clamp(static_cast<int>(1e9 / bytes), 2, 64);
+    shape.int8 = int8;
     shape.poison = false;
     Problem<__half> problem(shape);
     const size_t need = decode_workspace_bytes(c.batch, heads, kv_heads, 128);
@@ -72,7 +73,7 @@ void decode(int heads, int kv_heads, const std::vector<Column>& columns) {
     const double us = time_layers(shape.num_layers, [&](int layer, cudaStream_t stream) {
       AttentionParams p = problem.params();
       p.layer = layer;
-      attention_decode(p, workspace, stream);
+      attention_decode(p, treadle::ops::DType::kF16, workspace, stream);
     });
     std::printf("%4dx%-6d %9.1f %8.2f %9.1f\n", c.batch, c.length, us, bytes / us * 1e-6, c.peer);
   }
@@ -115,12 +116,13 @@ int main(int argc, char** argv) {
                                                {4, 4096, 518}, {2, 8192, 549},  {1, 16384, 535}};
   if (argc > 3) {  // one shape: batch, length
     const Column one = {std::stoi(argv[2]), std::stoi(argv[3]), 0};
-    if (what == "decode" || what == "mha") decode(32, what == "mha" ? 32 : 8, {one});
+    if (what == "decode" || what == "mha") decode(32, what == "mha" ? 32 : 8, false, {one});
+    if (what == "decode8") decode(32, 8, true, {one});
     if (what == "prefill" || what == "mma") prefill(what == "mma", {one});
     return 0;
   }
-  if (what == "decode") decode(32, 8, decode_columns);
-  if (what == "mha") decode(32, 32, {{1, 2048, 0}, {1, 8192, 0}, {8, 4096, 0}, {64, 2048, 0}});
+  if (what == "decode" || what == "decode8") decode(32, 8, what == "decode8", decode_columns);
+  if (what == "mha") decode(32, 32, false, {{1, 2048, 0}, {1, 8192, 0}, {8, 4096, 0}, {64, 2048, 0}});
   if (what == "prefill") prefill(false, prefill_columns);
   if (what == "mma") prefill(true, prefill_columns);
   return 0;

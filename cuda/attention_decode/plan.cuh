@@ -3,28 +3,10 @@
 
 #include <cstdint>
 
+#include "attention_decode/params.h"
 #include "common/ptx.cuh"
 
 namespace treadle::cuda::decode {
-
-constexpr int kWarps = 4;
-constexpr int kThreads = kWarps * 32;
-
-struct Params {
-  const void* q;   // [num_decode][heads][head_dim]
-  void* out;       // like q
-  const void* kv;  // the pool
-  const int32_t* context_len;
-  const int32_t* block_tables;
-  int32_t* counters;  // [num_decode][kv_heads] parts of a tile that have arrived
-  float* parts;       // [2 * grid][group][head_dim] unnormalised sums
-  float* part_stats;  // [2 * grid][group][2] maximum of the scores and sum of exponentials
-  float scale_log2;   // scale * log2(e)
-  int32_t window;
-  int32_t heads, kv_heads, layer, num_layers;
-  int32_t num_decode, block_table_stride;
-  int32_t stages;
-};
 
 /// The dynamic shared memory after the rings of stages.
 struct Shared {
@@ -33,21 +15,12 @@ struct Shared {
   int32_t* starts;  // [num_decode + 1] first item of each sequence
   int32_t* length;  // [num_decode]
 
-  __device__ Shared(const Params& p, uint8_t* shared, int dim) {
+  __device__ Shared(const Params& p, uint8_t* after_rings, int dim) {
     const int group = p.heads / p.kv_heads;
-    merge = reinterpret_cast<float*>(shared + kWarps * p.stages * 64 * dim);
+    merge = reinterpret_cast<float*>(after_rings);
     stats = merge + merge_floats(group, dim, gridDim.x);
     starts = reinterpret_cast<int32_t*>(stats + kWarps * 16 * 2);
     length = starts + p.num_decode + 1;
-  }
-  static __host__ __device__ constexpr int merge_floats(int group, int dim, int grid) {
-    const int merge = kWarps * group * dim;
-    const int weights = (group * (grid + 1) + 3) / 4 * 4;
-    return merge > weights ? merge : weights;
-  }
-  static __host__ __device__ constexpr int fixed_bytes(int group, int dim, int grid,
-                                                       int sequences) {
-    return 4 * (merge_floats(group, dim, grid) + kWarps * 16 * 2 + 2 * sequences + 1);
   }
 };
 
@@ -143,22 +116,24 @@ __device__ __forceinline__ Tile tile_of(const Params& p, const Shared& s, int it
   return t;
 }
 
-/// The K page of an item in units of 64 * head_dim elements, and how many of its keys exist. V's
-/// page is kv_heads further.
+/// Where an item's K and V are, and how many of its keys exist.
+template <class Keys>
 struct ItemPage {
-  int index, keys;
+  typename Keys::Place place;
+  int keys;
   int newest;  // 1 when it holds the sequence's newest key
 };
 
-__device__ __forceinline__ ItemPage page_of(const Params& p, const Shared& s, int item, int end) {
-  if (item >= end) return {0, 0, 0};
+template <class Keys>
+__device__ __forceinline__ ItemPage<Keys> page_of(const Params& p, const Shared& s, int item,
+                                                  int end) {
+  if (item >= end) return {{}, 0, 0};
   const Tile t = tile_of(p, s, item);
   const int block = t.first_block + item - t.begin;
   const int keys = t.length - block * 64;
-  if (keys <= 0) return {0, 0, 0};
+  if (keys <= 0) return {{}, 0, 0};
   const int id = p.block_tables[int64_t{t.sequence} * p.block_table_stride + block];
-  return {(id * p.num_layers + p.layer) * 2 * p.kv_heads + t.kv_head, min(keys, 64),
-          item + 1 == t.end ? 1 : 0};
+  return {Keys::place_of(p, id, t.kv_head), min(keys, 64), item + 1 == t.end ? 1 : 0};
 }
 
 template <class T>

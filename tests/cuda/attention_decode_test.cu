@@ -22,17 +22,18 @@ ProblemShape decode_shape(const std::vector<int>& lengths, int heads, int kv_hea
 }
 
 template <class T>
-int run_all() {
+int run_all(bool int8) {
   int failed = 0;
   // One workspace for all problems, as in the engine: a problem must leave its counters at zero.
   const size_t bytes = size_t{64} << 20;
   DeviceMemory memory = make_device_memory(bytes);
   check(cudaMemset(memory.get(), 0, bytes), "zero");
   DecodeWorkspace workspace{memory.get(), bytes};
-  auto test = [&](const std::string& name, const ProblemShape& shape) {
+  auto test = [&](const std::string& name, ProblemShape shape) {
+    shape.int8 = int8;
     failed += check_attention<T>(name, shape,
                                  [&](const treadle::ops::AttentionParams& p) {
-                                   attention_decode(p, workspace, nullptr);
+                                   attention_decode(p, dtype_of<T>(), workspace, nullptr);
                                  })
                   ? 0
                   : 1;
@@ -58,8 +59,9 @@ int run_all() {
 }
 
 /// A sequence without keys (padding of a captured batch) gives zeros and reads no page.
-int empty_sequence() {
+int empty_sequence(bool int8) {
   ProblemShape shape = decode_shape({0, 65, 0}, 8, 2, 128);
+  shape.int8 = int8;
   Problem<__half> problem(shape);
   const auto& p = problem.params();
   const size_t bytes = decode_workspace_bytes(3, 8, 2, 128);
@@ -67,7 +69,7 @@ int empty_sequence() {
   check(cudaMemset(memory.get(), 0, bytes), "zero");
   DecodeWorkspace workspace{memory.get(), bytes};
   problem.poison_out();
-  attention_decode(p, workspace, nullptr);
+  attention_decode(p, treadle::ops::DType::kF16, workspace, nullptr);
   check(cudaDeviceSynchronize(), "empty sequence");
   const auto got = problem.result();
   int bad = 0;
@@ -76,7 +78,7 @@ int empty_sequence() {
     const bool padding = i / (8 * 128) != 1;
     bad += padding ? x != 0.0F : !std::isfinite(x);
   }
-  std::printf("%s empty sequences\n", bad == 0 ? "ok  " : "FAIL");
+  std::printf("%s empty sequences%s\n", bad == 0 ? "ok  " : "FAIL", int8 ? " int8" : "");
   return bad == 0 ? 0 : 1;
 }
 
@@ -87,9 +89,12 @@ int main() {
     std::printf("SKIP: no GPU\n");
     return 77;
   }
-  int failed = empty_sequence();
-  failed += run_all<__half>();
-  failed += run_all<__nv_bfloat16>();
+  int failed = 0;
+  for (const bool int8 : {true, false}) {
+    failed += empty_sequence(int8);
+    failed += run_all<__half>(int8);
+    failed += run_all<__nv_bfloat16>(int8);
+  }
   std::printf("attention_decode: %d failed\n", failed);
   return failed == 0 ? 0 : 1;
 }

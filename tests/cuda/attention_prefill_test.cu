@@ -72,7 +72,7 @@ int run_all(bool wgmma) {
   DecodeWorkspace decode_workspace{decode_memory.get(), bytes};
   failed += check_attention<T>("mixed batch", mixed,
                                [&](const treadle::ops::AttentionParams& p) {
-                                 attention_decode(p, decode_workspace, nullptr);
+                                 attention_decode(p, dtype_of<T>(), decode_workspace, nullptr);
                                  if (wgmma) {
                                    attention_prefill_wgmma(p, workspace, nullptr);
                                  } else {

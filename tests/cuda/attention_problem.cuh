@@ -28,6 +28,7 @@ struct ProblemShape {
   int heads = 32, kv_heads = 8, head_dim = 128;
   int window = 0;
   int num_layers = 2, layer = 1;
+  bool int8 = false;   // the pool; else it has the type of q
   bool poison = true;  // fill everything no query may see with NaN
   unsigned seed = 1;
 };
@@ -78,8 +79,56 @@ __global__ void poison_rows(T* block, int pages, int head_dim, int keys) {
   }
 }
 
+/// Random int8 and scales of a little more or less than a 50th, in all blocks.
+__global__ inline void fill_int8(ops::KvPool kv, uint64_t seed) {
+  const size_t block = kv.block_bytes();
+  auto* base = static_cast<char*>(kv.base);
+  const size_t first = blockIdx.x * size_t{blockDim.x} + threadIdx.x;
+  const size_t step = size_t{gridDim.x} * blockDim.x;
+  const size_t words = kv.block_elems() / 4;
+  for (size_t i = first; i < words * kv.num_blocks; i += step) {
+    uint32_t word = 0;
+    for (int j = 0; j < 4; ++j) {
+      word |= static_cast<uint32_t>(uniform_of(4 * i + j, seed) * 256.0F) << (8 * j);
+    }
+    reinterpret_cast<uint32_t*>(base + i / words * block)[i % words] = word;
+  }
+  for (size_t i = first; i < kv.block_scales() * kv.num_blocks; i += step) {
+    auto* scales = reinterpret_cast<ops::KvScale*>(base + i / kv.block_scales() * block +
+                                                   kv.scales_offset(0, 0, 0));
+    scales[i % kv.block_scales()] = {0.01F + 0.02F * uniform_of(2 * i, seed + 1),
+                                     uniform_of(2 * i + 1, seed + 1) - 0.5F};
+  }
+}
+
+/// NaN over the scales of the keys [keys, 64) of all pages of a block.
+__global__ inline void poison_scales(ops::KvPool kv, int block, int keys) {
+  auto* scales = reinterpret_cast<ops::KvScale*>(
+      static_cast<char*>(kv.base) + size_t(block) * kv.block_bytes() + kv.scales_offset(0, 0, 0));
+  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < kv.block_scales();
+       i += size_t{gridDim.x} * blockDim.x) {
+    if (static_cast<int>(i % 64) >= keys) scales[i] = {NAN, NAN};
+  }
+}
+
+/// One element of K (part 0) or V of a key of sequence s.
+template <class T>
+__device__ float pool_value(const ops::AttentionParams& p, int s, int key, int part, int head,
+                            int column) {
+  const ops::KvPool& kv = p.kv;
+  const int64_t block = p.batch.block_tables[int64_t{s} * p.batch.block_table_stride + key / 64];
+  const char* base = static_cast<const char*>(kv.base) + block * int64_t(kv.block_bytes());
+  const int64_t at = ((int64_t{p.layer} * 2 + part) * kv.kv_heads + head) * 64 * kv.head_dim +
+                     key % 64 * kv.head_dim + column;
+  if (kv.dtype != ops::DType::kI8) return static_cast<float>(reinterpret_cast<const T*>(base)[at]);
+  const ops::KvScale scale = reinterpret_cast<const ops::KvScale*>(
+      base + kv.scales_offset(p.layer, part, head))[key % 64];
+  return static_cast<float>(reinterpret_cast<const int8_t*>(base)[at]) * scale.scale + scale.zero;
+}
+
 /// One thread block a (token, head): scores, softmax and sum in float. kRound rounds scores,
-/// probabilities and result to T, as a framework without a fused kernel does.
+/// probabilities, what int8 stands for and the result to T, as a framework without a fused kernel
+/// does.
 template <class T, bool kRound>
 __global__ void attention_reference(ops::AttentionParams p, float* out) {
   extern __shared__ float scores[];
@@ -96,17 +145,12 @@ __global__ void attention_reference(ops::AttentionParams p, float* out) {
   const int kv_head = head / (p.heads / p.kv_heads);
   const int d = p.head_dim;
   const T* q = static_cast<const T*>(p.q) + (int64_t{token} * p.heads + head) * d;
-  auto row = [&](int key, int kv) {
-    const int64_t block = p.batch.block_tables[int64_t{s} * p.batch.block_table_stride + key / 64];
-    return static_cast<const T*>(p.kv.base) +
-           (((block * p.kv.num_layers + p.layer) * 2 + kv) * p.kv_heads + kv_head) * 64 * d +
-           key % 64 * d;
-  };
   float top = -INFINITY;
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    const T* k = row(first + i, 0);
     float dot = 0.0F;
-    for (int j = 0; j < d; ++j) dot += static_cast<float>(q[j]) * static_cast<float>(k[j]);
+    for (int j = 0; j < d; ++j) {
+      dot += static_cast<float>(q[j]) * round(pool_value<T>(p, s, first + i, 0, kv_head, j));
+    }
     scores[i] = round(dot * p.scale);
     top = fmaxf(top, scores[i]);
   }
@@ -127,7 +171,9 @@ __global__ void attention_reference(ops::AttentionParams p, float* out) {
   __syncthreads();
   for (int j = threadIdx.x; j < d; j += blockDim.x) {
     float o = 0.0F;
-    for (int i = 0; i < count; ++i) o += scores[i] * static_cast<float>(row(first + i, 1)[j]);
+    for (int i = 0; i < count; ++i) {
+      o += scores[i] * round(pool_value<T>(p, s, first + i, 1, kv_head, j));
+    }
     out[(int64_t{token} * p.heads + head) * d + j] = round(o);
   }
 }
@@ -159,7 +205,7 @@ class Problem {
     std::vector<int32_t> table(size_t(count) * stride, shape.poison ? 0x3fffffff : 0);
 
     ops::KvPool& kv = params_.kv;
-    kv.dtype = dtype_of<T>();
+    kv.dtype = shape.int8 ? ops::DType::kI8 : dtype_of<T>();
     kv.num_blocks = num_blocks;
     kv.num_layers = shape.num_layers;
     kv.kv_heads = shape.kv_heads;
@@ -167,22 +213,28 @@ class Problem {
     pool_ = make_device_memory(kv.block_bytes() * num_blocks);
     kv.base = pool_.get();
     auto* base = static_cast<T*>(kv.base);
-    fill_normal<<<2048, 256>>>(base, kv.block_elems() * num_blocks, shape.seed, 1.0F);
     const int pages = shape.num_layers * 2 * shape.kv_heads;
+    if (shape.int8) {
+      fill_int8<<<2048, 256>>>(kv, shape.seed);
+    } else {
+      fill_normal<<<2048, 256>>>(base, kv.block_elems() * num_blocks, shape.seed, 1.0F);
+    }
+    auto poison = [&](int id, int keys) {
+      if (shape.int8) {
+        poison_scales<<<64, 128>>>(kv, id, keys);
+      } else {
+        poison_rows<<<pages, 128>>>(base + id * kv.block_elems(), pages, shape.head_dim, keys);
+      }
+    };
     int next = 0;
     for (int s = 0; s < count; ++s) {
       for (int b = 0; b * 64 < length[s]; ++b) {
         const int id = order[next++];
         table[size_t(s) * stride + b] = id;
-        if (shape.poison && length[s] - b * 64 < 64) {
-          poison_rows<<<pages, 128>>>(base + id * kv.block_elems(), pages, shape.head_dim,
-                                      length[s] - b * 64);
-        }
+        if (shape.poison && length[s] - b * 64 < 64) poison(id, length[s] - b * 64);
       }
     }
-    for (; shape.poison && next < num_blocks; ++next) {
-      poison_rows<<<pages, 128>>>(base + order[next] * kv.block_elems(), pages, shape.head_dim, 0);
-    }
+    for (; shape.poison && next < num_blocks; ++next) poison(order[next], 0);
 
     elems_ = size_t(tokens) * shape.heads * shape.head_dim;
     q_ = make_device_memory(elems_ * sizeof(T));

@@ -2,9 +2,9 @@
 #include <string>
 
 #include "attention_decode/attention_decode.h"
-#include "attention_decode/kernel.cuh"
+#include "attention_decode/launches.h"
+#include "attention_decode/params.h"
 #include "common/device.h"
-#include "common/launch.h"
 
 namespace treadle::cuda {
 namespace {
@@ -16,53 +16,20 @@ size_t counter_bytes(int32_t sequences, int32_t kv_heads) {
   return (size_t(sequences) * kv_heads * sizeof(int32_t) + 255) / 256 * 256;
 }
 
-struct Shape {
-  int grid, stages, shared_bytes;
-};
-
 /// Two blocks on a multiprocessor where the rings of at least two stages fit, else one.
-Shape shape_of(const ops::AttentionParams& p) {
+decode::LaunchPlan plan_launch(const ops::AttentionParams& p) {
   const DeviceInfo& device = device_info();
   const int group = p.heads / p.kv_heads;
-  const int stage_bytes = decode::kWarps * 64 * p.head_dim;
+  const int stage = decode::stage_bytes(p.head_dim, p.kv.dtype == ops::DType::kI8 ? 1 : 2);
   for (int per_sm = p.head_dim > 128 ? 1 : kMaxBlocksPerSm; per_sm > 0; --per_sm) {
     const int grid = per_sm * device.sms;
-    const int fixed =
-        decode::Shared::fixed_bytes(group, p.head_dim, grid, p.batch.num_decode) + 128;
+    const int fixed = decode::fixed_bytes(group, p.head_dim, grid, p.batch.num_decode) + 128;
     const int room = (device.shared_bytes + 1024) / per_sm - 1024 - fixed;
-    const int stages = std::min(kMaxStages, room / stage_bytes);
-    if (stages >= (per_sm == 1 ? 1 : 2)) return {grid, stages, stages * stage_bytes + fixed};
+    const int stages = std::min(kMaxStages, room / stage);
+    if (stages >= (per_sm == 1 ? 1 : 2)) return {grid, stages, stages * stage + fixed};
   }
   throw Error(ErrorCode::kUnsupported, "attention_decode: " + std::to_string(p.batch.num_decode) +
                                            " sequences do not fit into shared memory");
-}
-
-template <class T, int kDim>
-void run(const decode::Params& params, const Shape& shape, cudaStream_t stream) {
-  auto* kernel = decode::attention_decode_kernel<T, kDim>;
-  check(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes),
-      "attention_decode: shared memory");
-  launch("attention_decode", kernel,
-         {dim3(shape.grid), dim3(decode::kThreads), size_t(shape.shared_bytes), stream,
-          device_info().capability >= 90},
-         params);
-}
-
-template <class T>
-void dispatch(int head_dim, const decode::Params& params, const Shape& shape, cudaStream_t stream) {
-  switch (head_dim) {
-    case 64:
-      return run<T, 64>(params, shape, stream);
-    case 80:
-      return run<T, 80>(params, shape, stream);
-    case 96:
-      return run<T, 96>(params, shape, stream);
-    case 128:
-      return run<T, 128>(params, shape, stream);
-    default:
-      return run<T, 256>(params, shape, stream);
-  }
 }
 
 }  // namespace
@@ -78,19 +45,21 @@ bool supports_attention_decode(const ops::AttentionParams& p) {
   const int d = p.head_dim;
   return (d == 64 || d == 80 || d == 96 || d == 128 || d == 256) && p.kv_heads > 0 &&
          p.heads % p.kv_heads == 0 && p.heads / p.kv_heads <= 16 &&
-         (p.kv.dtype == ops::DType::kF16 || p.kv.dtype == ops::DType::kBF16);
+         (p.kv.dtype == ops::DType::kF16 || p.kv.dtype == ops::DType::kBF16 ||
+          p.kv.dtype == ops::DType::kI8);
 }
 
-void attention_decode(const ops::AttentionParams& p, DecodeWorkspace& workspace,
+void attention_decode(const ops::AttentionParams& p, ops::DType act, DecodeWorkspace& workspace,
                       cudaStream_t stream) {
   if (p.batch.num_decode == 0) return;
-  if (!supports_attention_decode(p)) {
+  const bool int8 = p.kv.dtype == ops::DType::kI8;
+  if (!supports_attention_decode(p) || (!int8 && p.kv.dtype != act)) {
     throw Error(ErrorCode::kUnsupported,
                 "attention_decode: head_dim " + std::to_string(p.head_dim) + ", " +
                     std::to_string(p.heads) + "/" + std::to_string(p.kv_heads) +
                     " heads or this KV type is not supported");
   }
-  const Shape shape = shape_of(p);
+  const decode::LaunchPlan plan = plan_launch(p);
   const size_t needed = decode_workspace_bytes(p.batch.num_decode, p.heads, p.kv_heads, p.head_dim);
   if (workspace.bytes < needed) {
     throw Error(ErrorCode::kInternal, "attention_decode: workspace has " +
@@ -118,12 +87,8 @@ void attention_decode(const ops::AttentionParams& p, DecodeWorkspace& workspace,
   params.num_layers = p.kv.num_layers;
   params.num_decode = p.batch.num_decode;
   params.block_table_stride = p.batch.block_table_stride;
-  params.stages = shape.stages;
-  if (p.kv.dtype == ops::DType::kF16) {
-    dispatch<__half>(p.head_dim, params, shape, stream);
-  } else {
-    dispatch<__nv_bfloat16>(p.head_dim, params, shape, stream);
-  }
+  params.stages = plan.stages;
+  (int8 ? decode::launch_int8 : decode::launch_16bit)(act, p.head_dim, params, plan, stream);
 }
 
 }  // namespace treadle::cuda

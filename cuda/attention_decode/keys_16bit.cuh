@@ -1,0 +1,133 @@
+// A warp's 16 keys of a block where the pool has the type of q: how they are copied, and the sums
+// that they are added to.
+#pragma once
+
+#include "attention_decode/plan.cuh"
+#include "attention_decode/softmax.cuh"
+#include "common/swizzle.cuh"
+
+namespace treadle::cuda::decode {
+
+template <class Type, int kHeadDim>
+struct Keys16Bit {
+  using T = Type;
+  static constexpr int kDim = kHeadDim;
+  static constexpr int kElementBytes = 2;
+  static constexpr int kHalf = kWarpKeys * kDim * 2;  // K, or V
+  static constexpr int kStageBytes = 2 * kHalf;
+
+  /// The number of K's page, of 64 * kDim elements; V's is kv_heads further.
+  struct Place {
+    int page;
+    __device__ Place of_lane(int lane) const { return {__shfl_sync(0xffffffffU, page, lane)}; }
+  };
+  static __device__ __forceinline__ Place place_of(const Params& p, int block, int kv_head) {
+    return {(block * p.num_layers + p.layer) * 2 * p.kv_heads + kv_head};
+  }
+
+  /// Copies a stage; of this warp's rows those from `keys` on become zeros.
+  static __device__ __forceinline__ void copy(const Params& p, Place place, int keys, uint32_t dst,
+                                              int warp, int lane, uint64_t policy) {
+    constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
+    const T* k = static_cast<const T*>(p.kv) + int64_t{place.page} * (64 * kDim) +
+                 warp * kWarpKeys * kDim + lane * 8;
+    const T* v = k + int64_t{p.kv_heads} * (64 * kDim);
+#pragma unroll
+    for (int i = 0; i < kChunks / 2; ++i) {
+      const int r = (i * 32 + lane) / kChunks;
+      const int c = (i * 32 + lane) % kChunks;
+      cp_async_16(dst + r * (kDim * 2) + swizzle<kDim>(r, c) * 16, k + i * 256, r < keys, policy);
+    }
+#pragma unroll
+    for (int i = 0; i < kChunks / 2; ++i) {
+      const int r = (i * 32 + lane) / kChunks;
+      const int c = (i * 32 + lane) % kChunks;
+      cp_async_16(dst + kHalf + r * (kDim * 2) + swizzle<kDim>(r, c) * 16, v + i * 256, r < keys,
+                  policy);
+    }
+  }
+
+  /// q rows of one tile as the A operand; rows past the group are zero.
+  struct Query {
+    uint32_t a[kDim / 16][4];
+    static constexpr float unit = 1.0F;  // what q here must be multiplied by
+
+    __device__ void load(const T* rows, int group, int lane) {
+      const int r = lane >> 2;
+      const T* at = rows + r * kDim + (lane & 3) * 2;
+#pragma unroll
+      for (int step = 0; step < kDim / 16; ++step) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int row = r + (i & 1) * 8;
+          const T* p = at + (i & 1) * 8 * kDim + step * 16 + (i >> 1) * 8;
+          a[step][i] = row < group ? *reinterpret_cast<const uint32_t*>(p) : 0U;
+        }
+      }
+    }
+  };
+
+  struct Sums {
+    float out[kDim / 8][4];
+    RunningSoftmax softmax;
+
+    __device__ void clear() {
+#pragma unroll
+      for (auto& tile : out) tile[0] = tile[1] = tile[2] = tile[3] = 0.0F;
+      softmax.clear();
+    }
+
+    /// Adds the 16 keys of a stage; keys outside [first, end) are masked.
+    __device__ void add(const Query& q, uint32_t k, int lane, float scale_log2, int first,
+                        int end) {
+      constexpr int kRowBytes = kDim * 2;
+      float s[2][4] = {};
+      const int row = lane & 7;
+      const int matrix = lane >> 3;
+      {
+        const int key = (matrix >> 1) * 8 + row;
+#pragma unroll
+        for (int step = 0; step < kDim / 16; ++step) {
+          uint32_t b[4];
+          ldmatrix_x4(b, k + key * kRowBytes + swizzle<kDim>(key, step * 2 + (matrix & 1)) * 16);
+          mma_16816<T>(s[0], q.a[step], b[0], b[1]);
+          mma_16816<T>(s[1], q.a[step], b[2], b[3]);
+        }
+      }
+      if (first > 0 || end < kWarpKeys) RunningSoftmax::mask(s, lane, first, end);
+      float factor[2];
+      softmax.add(s, scale_log2, factor);
+      rescale(out, factor);
+      const uint32_t p[4] = {pack2<T>(s[0][0], s[0][1]), pack2<T>(s[0][2], s[0][3]),
+                             pack2<T>(s[1][0], s[1][1]), pack2<T>(s[1][2], s[1][3])};
+      const int key = (matrix & 1) * 8 + row;
+      const uint32_t v = k + kHalf;
+#pragma unroll
+      for (int pair = 0; pair < kDim / 16; ++pair) {
+        uint32_t b[4];
+        ldmatrix_x4_trans(
+            b, v + key * kRowBytes + swizzle<kDim>(key, pair * 2 + (matrix >> 1)) * 16);
+        mma_16816<T>(out[2 * pair], p, b[0], b[1]);
+        mma_16816<T>(out[2 * pair + 1], p, b[2], b[3]);
+      }
+    }
+
+    /// After the last key.
+    __device__ void finish(const Query& /*q*/) {
+      softmax.sum[0] = quad_sum(softmax.sum[0]);
+      softmax.sum[1] = quad_sum(softmax.sum[1]);
+    }
+
+    /// This lane's share of row lane / 4 + 8 h, times factor, to its place in a row of floats.
+    __device__ void write(int h, float factor, float* row, int lane) const {
+      float* to = row + (lane & 3) * 2;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        *reinterpret_cast<float2*>(to + n * 8) =
+            make_float2(out[n][2 * h] * factor, out[n][2 * h + 1] * factor);
+      }
+    }
+  };
+};
+
+}  // namespace treadle::cuda::decode

@@ -1,0 +1,46 @@
+// What the decode kernel is told, and the shared memory that it needs.
+#pragma once
+
+#include <cstdint>
+
+namespace treadle::cuda::decode {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * 32;
+
+struct Params {
+  const void* q;   // [num_decode][heads][head_dim]
+  void* out;       // like q
+  const void* kv;  // the pool
+  const int32_t* context_len;
+  const int32_t* block_tables;
+  int32_t* counters;  // [num_decode][kv_heads] parts of a tile that have arrived
+  float* parts;       // [2 * grid][group][head_dim] unnormalised sums
+  float* part_stats;  // [2 * grid][group][2] maximum of the scores and sum of exponentials
+  float scale_log2;   // scale * log2(e)
+  int32_t window;
+  int32_t heads, kv_heads, layer, num_layers;
+  int32_t num_decode, block_table_stride;
+  int32_t stages;
+};
+
+/// Floats in which the warps' sums meet: [4 warps][group][head_dim], later the parts' weights
+/// [group][grid].
+constexpr int merge_floats(int group, int dim, int grid) {
+  const int merge = kWarps * group * dim;
+  const int weights = (group * (grid + 1) + 3) / 4 * 4;
+  return merge > weights ? merge : weights;
+}
+
+/// Bytes of shared memory beside the rings of stages.
+constexpr int fixed_bytes(int group, int dim, int grid, int sequences) {
+  return 4 * (merge_floats(group, dim, grid) + kWarps * 16 * 2 + 2 * sequences + 1);
+}
+
+/// Bytes of a stage of all warps: 64 keys and values, and with int8 (1 byte an element) their
+/// KvScales.
+constexpr int stage_bytes(int dim, int element_bytes) {
+  return 2 * 64 * (dim * element_bytes + (element_bytes == 1 ? 8 : 0));
+}
+
+}  // namespace treadle::cuda::decode
