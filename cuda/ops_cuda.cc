@@ -114,7 +114,7 @@ void attention(Backend& b, const ops::AttentionParams& p, cudaStream_t stream) {
     }
     b.prefill_scratch.reserve(prefill_workspace_bytes(), stream);
     PrefillWorkspace workspace{b.prefill_scratch.memory.get(), b.prefill_scratch.bytes};
-    attention_prefill(p, workspace, stream);
+    attention_prefill(p, b.act, workspace, stream);
   }
 }
 

@@ -43,6 +43,9 @@ REFERENCES: dict[tuple[str, str], Reference] = {
     ("llama-3-8b", "first token, 16384"): Reference(508.7, 615.8, 450.0),
     ("llama-3-8b", "first token, 16 x 1024"): Reference(390.8, 405.3, 345.0),
     ("llama-3-8b", "512 requests"): Reference(9301, 9562, 10800, higher_is_better=True),
+    ("llama-3-8b", "512 long requests, int8 / 16 bits"): Reference(
+        target=1.2, higher_is_better=True
+    ),
     # Of the peers without `import`, which takes vLLM 12 s more (with a warm compile cache) and
     # TurboMind 4 s.
     ("llama-3-8b", "start to first token"): Reference(24.0, 8.8, 5.0),

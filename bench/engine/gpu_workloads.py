@@ -11,7 +11,10 @@ cases:
     context   steps at a context of 8192, batch 1 and 32
     prefill   time to first token
     requests  512 requests at once (lengths_512.json)
+    pool      the same with inputs four times as long in a KV pool of --pool-gib, 16 bits and int8
     mixed     64 streams decode while prompts of 8192 tokens arrive every second
+
+With --quant-policy 8 all but `pool` keep K and V as int8.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.engine.gpu_models import SHAPES, default_folder, prepare
+from bench.engine.gpu_models import COMMON, SHAPES, default_folder, prepare
 from bench.engine.gpu_reference import REFERENCES, Reference
 from bench.engine.gpu_report import HEADER, describe_gpu, table_line
 from bench.engine.machine import commit
@@ -67,11 +70,14 @@ def greedy(tokens: int) -> GenerationConfig:
 class Bench:
     """One engine and what was measured on it."""
 
-    def __init__(self, model: str, path: Path, options: dict[str, Any], repeats: int) -> None:
+    def __init__(
+        self, model: str, path: Path, options: dict[str, Any], repeats: int, pool_bytes: int
+    ) -> None:
         self.model = model
         self.path = path
         self.options = options
         self.repeats = repeats
+        self.pool_bytes = pool_bytes
         self.rows: list[dict[str, Any]] = []
         self._random = np.random.default_rng(2026)
         self._engine: Engine | None = None
@@ -86,6 +92,12 @@ class Bench:
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
+            self._engine = None
+
+    def use(self, **options: Any) -> None:
+        """Another engine instead, with these options changed."""
+        self.close()
+        self._engine = Engine.from_pretrained(self.path, **(self.options | options))
 
     def add(self, case: str, value: float, unit: str, **more: Any) -> None:
         """Records a figure and prints it beside the peers' and the target."""
@@ -222,19 +234,54 @@ def measure_prefill(bench: Bench) -> None:
         )
 
 
-def measure_requests(bench: Bench) -> None:
-    lengths = json.loads(LENGTHS.read_text())["lengths"]
+def requests_seconds(bench: Bench, lengths: list[list[int]], repeats: int) -> list[float]:
+    """Of (input, output) tokens, all at once."""
     configs = [greedy(output) for _, output in lengths]
     times = []
-    for _ in range(min(2, bench.repeats)):  # the second one meets no new shapes
+    for _ in range(repeats):
         prompts = [bench.prompt(length) for length, _ in lengths]
         generator = bench.engine.create_instance()
         began = time.perf_counter()
         (outputs,) = generator.stream_infer(None, prompts, configs, stream_output=False)
         times.append(time.perf_counter() - began)
         check(outputs, [output for _, output in lengths])
+    return times
+
+
+def measure_requests(bench: Bench) -> None:
+    lengths = json.loads(LENGTHS.read_text())["lengths"]
+    times = requests_seconds(bench, lengths, min(2, bench.repeats))  # the second: no new shapes
     total = sum(output for _, output in lengths)
     bench.add("512 requests", total / min(times), "tok/s", wall_s=min(times), all=times)
+
+
+def measure_pool(bench: Bench) -> None:
+    """What int8 KV gains where the pool decides how many sequences run, of one size for both."""
+    lengths = [[4 * given, made] for given, made in json.loads(LENGTHS.read_text())["lengths"]]
+    total = sum(output for _, output in lengths)
+    shape = COMMON | SHAPES[bench.model]
+    heads = 2 * shape["num_hidden_layers"] * shape["num_key_value_heads"]
+    rates = []
+    for name, policy, size in (
+        ("16 bits", 0, 2 * shape["head_dim"]),
+        ("int8", 8, shape["head_dim"] + 8),
+    ):
+        blocks = bench.pool_bytes // (64 * heads * size)
+        bench.use(quant_policy=policy, cache_max_entry_count=blocks, session_len=8192)
+        assert bench.engine.info.kv_pool_bytes == 64 * heads * size * blocks
+        times = requests_seconds(bench, lengths, 1)
+        rates.append(total / times[0])
+        stats = bench.engine.stats()
+        bench.add(
+            f"512 long requests, KV of {name}",
+            rates[-1],
+            "tok/s",
+            wall_s=times[0],
+            pool_tokens=64 * blocks,
+            preemptions=stats.preemptions,
+        )
+    bench.add("512 long requests, int8 / 16 bits", rates[1] / rates[0], "x")
+    bench.close()
 
 
 def measure_mixed(bench: Bench, seconds: float = 10.0) -> None:
@@ -300,6 +347,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "context": measure_context,
     "prefill": measure_prefill,
     "requests": measure_requests,
+    "pool": measure_pool,
     "mixed": measure_mixed,
 }
 
@@ -316,6 +364,8 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--max-batch-size", type=int, help="default: the engine's own")
+    parser.add_argument("--quant-policy", type=int, choices=[0, 8], default=0)
+    parser.add_argument("--pool-gib", type=float, default=5.0, help="KV pool of the case `pool`")
     parser.add_argument("--commit", default=os.environ.get("TREADLE_COMMIT"), help="if not in git")
     args = parser.parse_args()
     path = prepare(args.models, args.model, args.dtype)
@@ -325,8 +375,9 @@ def main() -> int:
         "session_len": 20480,
         "enable_prefix_caching": False,
         "random_seed": 1,
+        "quant_policy": args.quant_policy,
     }
-    bench = Bench(args.model, path, options, args.repeats)
+    bench = Bench(args.model, path, options, args.repeats, int(args.pool_gib * 2**30))
     print(HEADER, flush=True)
     failures: dict[str, str] = {}
     for case in args.cases:
@@ -350,7 +401,8 @@ def main() -> int:
     }
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        stem = args.out / "-".join(["gpu", args.model, args.dtype, *args.cases])
+        kv = ["int8"] if args.quant_policy == 8 else []
+        stem = args.out / "-".join(["gpu", args.model, args.dtype, *kv, *args.cases])
         stem.with_suffix(".json").write_text(json.dumps(found, indent=1))
         lines = [HEADER, *map(table_line, bench.rows)]
         stem.with_suffix(".md").write_text("\n".join(lines) + "\n")

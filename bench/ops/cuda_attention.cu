@@ -2,7 +2,9 @@
 // launches walk through layers, so that no launch finds its keys in L2. Prints microseconds and the
 // rate beside FlashAttention 3's (vLLM 0.24, one H200; docs/design/cuda-attention.md).
 //
-//   cuda_attention decode|decode8|mha|prefill|mma [batch length]
+//   cuda_attention decode|mha|prefill|mma [batch length]
+//
+// With an 8 behind the word (decode8) the pool is int8. Its bytes are those of the scales, too.
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -16,6 +18,8 @@ using namespace treadle::cuda::testing;  // NOLINT
 using treadle::ops::AttentionParams;
 
 namespace {
+
+constexpr treadle::ops::DType kType = treadle::ops::DType::kF16;
 
 /// Median microseconds of one launch; `run` is captured for each layer in turn.
 template <class Run>
@@ -73,19 +77,21 @@ void decode(int heads, int kv_heads, bool int8, const std::vector<Column>& colum
     const double us = time_layers(shape.num_layers, [&](int layer, cudaStream_t stream) {
       AttentionParams p = problem.params();
       p.layer = layer;
-      attention_decode(p, treadle::ops::DType::kF16, workspace, stream);
+      attention_decode(p, kType, workspace, stream);
     });
     std::printf("%4dx%-6d %9.1f %8.2f %9.1f\n", c.batch, c.length, us, bytes / us * 1e-6, c.peer);
   }
 }
 
-void prefill(bool mma, const std::vector<Column>& columns) {
-  std::printf("prefill %s, causal, 32/8 heads, head_dim 128, fp16\n%10s %9s %8s %9s\n",
-              mma ? "mma.sync" : "best", "batch x len", "us", "TFLOP/s", "FA3");
+void prefill(bool mma, bool int8, const std::vector<Column>& columns) {
+  std::printf("prefill %s, causal, 32/8 heads, head_dim 128, fp16%s\n%10s %9s %8s %9s\n",
+              mma ? "mma.sync" : "best", int8 ? ", int8 pool" : "", "batch x len", "us", "TFLOP/s",
+              "FA3");
   for (const Column& c : columns) {
     ProblemShape shape;
     shape.sequences.assign(c.batch, {c.length, c.length});
     shape.num_layers = 2;
+    shape.int8 = int8;
     shape.poison = false;
     Problem<__half> problem(shape);
     DeviceMemory memory = make_device_memory(prefill_workspace_bytes());
@@ -95,9 +101,9 @@ void prefill(bool mma, const std::vector<Column>& columns) {
       AttentionParams p = problem.params();
       p.layer = layer % 2;
       if (mma) {
-        attention_prefill_mma(p, stream);
+        attention_prefill_mma(p, kType, stream);
       } else {
-        attention_prefill(p, workspace, stream);
+        attention_prefill(p, kType, workspace, stream);
       }
     });
     const double flop = 4.0 * c.batch * 32 * 128 * (double(c.length) * (c.length + 1) / 2);
@@ -108,22 +114,20 @@ void prefill(bool mma, const std::vector<Column>& columns) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string what = argc > 1 ? argv[1] : "decode";
-  const std::vector<Column> decode_columns = {
+  std::string what = argc > 1 ? argv[1] : "decode";
+  const bool int8 = what.ends_with('8');
+  if (int8) what.pop_back();
+  std::vector<Column> decode_columns = {
       {1, 1024, 10.5}, {1, 8192, 17.3}, {1, 65536, 72.4}, {8, 4096, 41.1}, {16, 4096, 69.8},
       {32, 4096, 131}, {64, 2048, 136}, {64, 4096, 253},  {256, 512, 151}, {256, 2048, 514}};
-  const std::vector<Column> prefill_columns = {{32, 512, 204}, {16, 1024, 337}, {8, 2048, 450},
-                                               {4, 4096, 518}, {2, 8192, 549},  {1, 16384, 535}};
-  if (argc > 3) {  // one shape: batch, length
-    const Column one = {std::stoi(argv[2]), std::stoi(argv[3]), 0};
-    if (what == "decode" || what == "mha") decode(32, what == "mha" ? 32 : 8, false, {one});
-    if (what == "decode8") decode(32, 8, true, {one});
-    if (what == "prefill" || what == "mma") prefill(what == "mma", {one});
-    return 0;
+  std::vector<Column> mha_columns = {{1, 2048, 0}, {1, 8192, 0}, {8, 4096, 0}, {64, 2048, 0}};
+  std::vector<Column> prefill_columns = {{32, 512, 204}, {16, 1024, 337}, {8, 2048, 450},
+                                         {4, 4096, 518}, {2, 8192, 549},  {1, 16384, 535}};
+  if (argc > 3) {
+    decode_columns = mha_columns = prefill_columns = {{std::stoi(argv[2]), std::stoi(argv[3]), 0}};
   }
-  if (what == "decode" || what == "decode8") decode(32, 8, what == "decode8", decode_columns);
-  if (what == "mha") decode(32, 32, false, {{1, 2048, 0}, {1, 8192, 0}, {8, 4096, 0}, {64, 2048, 0}});
-  if (what == "prefill") prefill(false, prefill_columns);
-  if (what == "mma") prefill(true, prefill_columns);
+  if (what == "decode") decode(32, 8, int8, decode_columns);
+  if (what == "mha") decode(32, 32, int8, mha_columns);
+  if (what == "prefill" || what == "mma") prefill(what == "mma", int8, prefill_columns);
   return 0;
 }

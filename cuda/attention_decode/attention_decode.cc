@@ -1,7 +1,8 @@
+#include "attention_decode/attention_decode.h"
+
 #include <algorithm>
 #include <string>
 
-#include "attention_decode/attention_decode.h"
 #include "attention_decode/launches.h"
 #include "attention_decode/params.h"
 #include "common/device.h"
@@ -9,19 +10,20 @@
 namespace treadle::cuda {
 namespace {
 
-constexpr int kMaxBlocksPerSm = 2;
+using decode::kMaxBlocksPerSm;
 constexpr int kMaxStages = 6;
 
 size_t counter_bytes(int32_t sequences, int32_t kv_heads) {
   return (size_t(sequences) * kv_heads * sizeof(int32_t) + 255) / 256 * 256;
 }
 
-/// Two blocks on a multiprocessor where the rings of at least two stages fit, else one.
+/// As many blocks on a multiprocessor as may be where their rings of at least two stages fit.
 decode::LaunchPlan plan_launch(const ops::AttentionParams& p) {
   const DeviceInfo& device = device_info();
   const int group = p.heads / p.kv_heads;
-  const int stage = decode::stage_bytes(p.head_dim, p.kv.dtype == ops::DType::kI8 ? 1 : 2);
-  for (int per_sm = p.head_dim > 128 ? 1 : kMaxBlocksPerSm; per_sm > 0; --per_sm) {
+  const int element = p.kv.dtype == ops::DType::kI8 ? 1 : 2;
+  const int stage = decode::stage_bytes(p.head_dim, element);
+  for (int per_sm = decode::blocks_per_sm(p.head_dim, element); per_sm > 0; --per_sm) {
     const int grid = per_sm * device.sms;
     const int fixed = decode::fixed_bytes(group, p.head_dim, grid, p.batch.num_decode) + 128;
     const int room = (device.shared_bytes + 1024) / per_sm - 1024 - fixed;

@@ -30,8 +30,9 @@ size_t decode_workspace_bytes(int32_t max_sequences, int32_t heads, int32_t kv_h
 bool supports_attention_decode(const ops::AttentionParams& p);
 
 /// Attention of sequences [0, num_decode), whose token t is sequence t. q and out have the type
-/// `act`, float16 or bfloat16, and so has the pool, or it is int8; out rows of sequences with context_len 0 are zeros. The order of additions depends on the
-/// lengths of the batch and the GPU only, so equal launches give equal bits.
+/// `act`, float16 or bfloat16, and so has the pool, or it is int8; out rows of sequences with
+/// context_len 0 are zeros. The order of additions depends on the lengths of the batch and the GPU
+/// only, so equal launches give equal bits.
 ///
 /// On sm_90 it is launched as a programmatic dependent: no kernel since the last copy in the stream
 /// may write context_len, block_tables or the pages of any block but each sequence's last (q and

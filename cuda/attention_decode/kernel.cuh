@@ -9,8 +9,7 @@
 // leaves its unnormalised part in the workspace, and the last to arrive adds the parts in order.
 #pragma once
 
-#include "attention_decode/keys_16bit.cuh"
-#include "attention_decode/keys_int8.cuh"
+#include "attention_decode/plan.cuh"
 
 namespace treadle::cuda::decode {
 
@@ -53,7 +52,7 @@ __device__ __forceinline__ void prefetch_q(const Params& p, const Shared& areas,
 }
 
 template <class Keys>
-__global__ void __launch_bounds__(kThreads, Keys::kDim > 128 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, Keys::kBlocksPerSm)
     attention_decode_kernel(const __grid_constant__ Params p) {
   using T = typename Keys::T;
   constexpr int kDim = Keys::kDim;
@@ -144,26 +143,27 @@ __global__ void __launch_bounds__(kThreads, Keys::kDim > 128 ? 1 : 2)
 
     // Brings the four warps' states to one maximum and adds them.
     float* stats = areas.stats;  // [4 warps][16 rows][max, sum]
-    const int row = lane >> 2;
+    constexpr int kRows = Keys::Sums::kRows;
     __syncthreads();  // the areas are free again
-    if ((lane & 3) == 0) {
+    if (Keys::Sums::tells(lane)) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        stats[(warp * 16 + row + 8 * h) * 2] = sums.softmax.max[h];
-        stats[(warp * 16 + row + 8 * h) * 2 + 1] = sums.softmax.sum[h];
+      for (int i = 0; i < kRows; ++i) {
+        const int at = warp * 16 + Keys::Sums::row_of(i, lane);
+        stats[at * 2] = sums.max[i];
+        stats[at * 2 + 1] = sums.sum[i];
       }
     }
     __syncthreads();
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int r = row + 8 * h;
+    for (int i = 0; i < kRows; ++i) {
+      const int r = Keys::Sums::row_of(i, lane);
       if (r >= group) continue;
       float top = stats[r * 2];
 #pragma unroll
       for (int w = 1; w < kWarps; ++w) top = fmaxf(top, stats[(w * 16 + r) * 2]);
       const float factor =
-          top == -INFINITY ? 0.0F : exp2_approx((sums.softmax.max[h] - top) * p.scale_log2);
-      sums.write(h, factor, areas.merge + (warp * group + r) * kDim, lane);
+          top == -INFINITY ? 0.0F : exp2_approx((sums.max[i] - top) * p.scale_log2);
+      sums.write(i, factor, areas.merge + (warp * group + r) * kDim, lane);
     }
     __syncthreads();
     finish_tile<T, kDim>(p, areas, tile, mine, total);

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "attention_decode/plan.cuh"
-#include "attention_decode/softmax.cuh"
 #include "common/swizzle.cuh"
 
 namespace treadle::cuda::decode {
@@ -13,6 +12,7 @@ struct Keys16Bit {
   using T = Type;
   static constexpr int kDim = kHeadDim;
   static constexpr int kElementBytes = 2;
+  static constexpr int kBlocksPerSm = blocks_per_sm(kDim, kElementBytes);
   static constexpr int kHalf = kWarpKeys * kDim * 2;  // K, or V
   static constexpr int kStageBytes = 2 * kHalf;
 
@@ -68,13 +68,20 @@ struct Keys16Bit {
   };
 
   struct Sums {
+    static constexpr int kRows = 2;  // of a lane: lane / 4 and lane / 4 + 8
     float out[kDim / 8][4];
-    RunningSoftmax softmax;
+    float max[kRows];
+    float sum[kRows];  // of this lane's columns only, until finish()
+
+    static __device__ __forceinline__ int row_of(int i, int lane) { return (lane >> 2) + 8 * i; }
+    /// Whether this lane tells the maxima and sums of its rows.
+    static __device__ __forceinline__ bool tells(int lane) { return (lane & 3) == 0; }
 
     __device__ void clear() {
 #pragma unroll
       for (auto& tile : out) tile[0] = tile[1] = tile[2] = tile[3] = 0.0F;
-      softmax.clear();
+      max[0] = max[1] = -INFINITY;
+      sum[0] = sum[1] = 0.0F;
     }
 
     /// Adds the 16 keys of a stage; keys outside [first, end) are masked.
@@ -94,10 +101,43 @@ struct Keys16Bit {
           mma_16816<T>(s[1], q.a[step], b[2], b[3]);
         }
       }
-      if (first > 0 || end < kWarpKeys) RunningSoftmax::mask(s, lane, first, end);
+      if (first > 0 || end < kWarpKeys) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const int key = (i >> 2) * 8 + (lane & 3) * 2 + (i & 1);
+          if (key < first || key >= end) s[i >> 2][i & 3] = -INFINITY;
+        }
+      }
+      float base[2];
       float factor[2];
-      softmax.add(s, scale_log2, factor);
-      rescale(out, factor);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float top = quad_max(
+            fmaxf(fmaxf(s[0][2 * h], s[0][2 * h + 1]), fmaxf(s[1][2 * h], s[1][2 * h + 1])));
+        const float now = fmaxf(max[h], top);
+        base[h] = now == -INFINITY ? 0.0F : now * scale_log2;
+        factor[h] = exp2_approx(max[h] * scale_log2 - base[h]);
+        max[h] = now;
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        float& x = s[i >> 2][i & 3];
+        x = exp2_approx(x * scale_log2 - base[(i >> 1) & 1]);
+      }
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        sum[h] =
+            sum[h] * factor[h] + (s[0][2 * h] + s[0][2 * h + 1]) + (s[1][2 * h] + s[1][2 * h + 1]);
+      }
+      if (__any_sync(0xffffffffU, factor[0] != 1.0F || factor[1] != 1.0F)) {
+#pragma unroll
+        for (auto& tile : out) {
+          tile[0] *= factor[0];
+          tile[1] *= factor[0];
+          tile[2] *= factor[1];
+          tile[3] *= factor[1];
+        }
+      }
       const uint32_t p[4] = {pack2<T>(s[0][0], s[0][1]), pack2<T>(s[0][2], s[0][3]),
                              pack2<T>(s[1][0], s[1][1]), pack2<T>(s[1][2], s[1][3])};
       const int key = (matrix & 1) * 8 + row;
@@ -105,8 +145,8 @@ struct Keys16Bit {
 #pragma unroll
       for (int pair = 0; pair < kDim / 16; ++pair) {
         uint32_t b[4];
-        ldmatrix_x4_trans(
-            b, v + key * kRowBytes + swizzle<kDim>(key, pair * 2 + (matrix >> 1)) * 16);
+        ldmatrix_x4_trans(b,
+                          v + key * kRowBytes + swizzle<kDim>(key, pair * 2 + (matrix >> 1)) * 16);
         mma_16816<T>(out[2 * pair], p, b[0], b[1]);
         mma_16816<T>(out[2 * pair + 1], p, b[2], b[3]);
       }
@@ -114,11 +154,11 @@ struct Keys16Bit {
 
     /// After the last key.
     __device__ void finish(const Query& /*q*/) {
-      softmax.sum[0] = quad_sum(softmax.sum[0]);
-      softmax.sum[1] = quad_sum(softmax.sum[1]);
+      sum[0] = quad_sum(sum[0]);
+      sum[1] = quad_sum(sum[1]);
     }
 
-    /// This lane's share of row lane / 4 + 8 h, times factor, to its place in a row of floats.
+    /// This lane's share of row row_of(h), times factor, to its place in a row of floats.
     __device__ void write(int h, float factor, float* row, int lane) const {
       float* to = row + (lane & 3) * 2;
 #pragma unroll

@@ -1,9 +1,9 @@
 // A warp's 16 keys of a block where the pool is int8, with a KvScale for each key's K and V.
 //
 // The products run on the integers as halves, which is exact, and the scales come in where there is
-// one for each key: q . k = scale_k * (q . k8) + zero_k * sum(q), and the probability that multiplies
-// v8 is p * scale_v; sum(p * zero_v) is added at the end. q of bfloat16 is brought into the range of
-// halves by a power of two.
+// one for each key: q . k = scale_k * (q . k8) + zero_k * sum(q), and the probability that
+// multiplies v8 is p * scale_v; sum(p * zero_v) is added at the end. q of bfloat16 is brought into
+// the range of halves by a power of two.
 //
 // Rows lie in shared memory as they do in the pool, but for a swizzle. In what order the columns of
 // a head go into the products is free, so a lane takes contiguous bytes of a row: of K for four
@@ -13,7 +13,6 @@
 #include <type_traits>
 
 #include "attention_decode/plan.cuh"
-#include "attention_decode/softmax.cuh"
 #include "common/int8.cuh"
 
 namespace treadle::cuda::decode {
@@ -27,7 +26,10 @@ __device__ __forceinline__ void load_shared(uint32_t (&w)[kWords], uint32_t at) 
                  : "r"(at)
                  : "memory");
   } else if constexpr (kBytes == 8) {
-    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];\n" : "=r"(w[0]), "=r"(w[1]) : "r"(at) : "memory");
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];\n"
+                 : "=r"(w[0]), "=r"(w[1])
+                 : "r"(at)
+                 : "memory");
   } else if constexpr (kBytes == 4) {
     asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(w[0]) : "r"(at) : "memory");
   } else {
@@ -37,11 +39,13 @@ __device__ __forceinline__ void load_shared(uint32_t (&w)[kWords], uint32_t at) 
   }
 }
 
-template <class Type, int kHeadDim>
+template <class Type, int kHeadDim, int kHeadTiles>
 struct KeysInt8 {
   using T = Type;
+  static constexpr int kTiles = kHeadTiles;
   static constexpr int kDim = kHeadDim;
   static constexpr int kElementBytes = 1;
+  static constexpr int kBlocksPerSm = blocks_per_sm(kDim, kElementBytes);
   static constexpr int kHalf = kWarpKeys * kDim;
   static constexpr int kScales = 2 * kHalf;  // of K, then of V
   static constexpr int kScaleBytes = kWarpKeys * 8;
@@ -97,48 +101,51 @@ struct KeysInt8 {
       cp_async_16(dst + kHalf + at_v(r, byte), v + i * 512, r < keys, policy);
     }
     if (lane < 16) {  // two keys a lane
-      const uint8_t* scales = pool +
-                              (int64_t{place.scales} + (lane < 8 ? 0 : p.kv_heads)) * 512 +
+      const uint8_t* scales = pool + (int64_t{place.scales} + (lane < 8 ? 0 : p.kv_heads)) * 512 +
                               warp * kScaleBytes + (lane & 7) * 16;
       cp_async_16(dst + kScales + lane * 16, scales, (lane & 7) * 2 < keys, policy);
     }
   }
 
-  /// q rows of one tile as the A operand, columns in the order in which K's bytes come; rows past
-  /// the group are zero.
+  /// The query heads of a KV head as the B operand, columns of the head in the order in which K's
+  /// bytes come; heads past the group are zero.
   struct Query {
-    uint32_t a[kDim / 16][4];
-    float sum[2];  // of rows lane / 4 and lane / 4 + 8
-    float unit;    // what q here must be multiplied by
+    uint32_t b[kTiles][kDim / 16][2];
+    float sum[kTiles][2];  // of heads 2c and 2c + 1 of a tile
+    float unit;            // what q here must be multiplied by
 
     __device__ void load(const T* rows, int group, int lane) {
       constexpr int kWords = kBytesK / 4;
-      const int r = lane >> 2;
+      const int c = lane & 3;
 #pragma unroll
-      for (int step = 0; step < kDim / 16; ++step) {
-        const int column = ((step / kWords * 4 + (lane & 3)) * kWords + step % kWords) * 4;
+      for (int t = 0; t < kTiles; ++t) {
+        const int head = t * 8 + (lane >> 2);
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int row = r + 8 * h;
+        for (int step = 0; step < kDim / 16; ++step) {
+          const int column = ((step / kWords * 4 + c) * kWords + step % kWords) * 4;
           uint2 four = make_uint2(0U, 0U);
-          if (row < group) four = *reinterpret_cast<const uint2*>(rows + row * kDim + column);
-          a[step][h] = four.x;
-          a[step][2 + h] = four.y;
+          if (head < group) four = *reinterpret_cast<const uint2*>(rows + head * kDim + column);
+          b[t][step][0] = four.x;
+          b[t][step][1] = four.y;
         }
       }
       unit = 1.0F;
       if constexpr (std::is_same_v<T, __nv_bfloat16>) to_half();
-      sum[0] = sum[1] = 0.0F;
 #pragma unroll
-      for (const auto& step : a) {
+      for (int t = 0; t < kTiles; ++t) {
+        float all = 0.0F;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float2 x = __half22float2(*reinterpret_cast<const __half2*>(&step[i]));
-          sum[i & 1] += x.x + x.y;
+        for (const auto& step : b[t]) {
+#pragma unroll
+          for (const uint32_t& pair : step) {
+            const float2 x = __half22float2(*reinterpret_cast<const __half2*>(&pair));
+            all += x.x + x.y;
+          }
         }
+        all = quad_sum(all);
+        sum[t][0] = __shfl_sync(0xffffffffU, all, c * 8);
+        sum[t][1] = __shfl_sync(0xffffffffU, all, c * 8 + 4);
       }
-      sum[0] = quad_sum(sum[0]);
-      sum[1] = quad_sum(sum[1]);
     }
 
     /// The largest value of the tile gets the exponent 14, so that only what is 2^28 times smaller
@@ -146,11 +153,14 @@ struct KeysInt8 {
     __device__ void to_half() {
       float top = 0.0F;
 #pragma unroll
-      for (const auto& step : a) {
+      for (auto& tile : b) {
 #pragma unroll
-        for (const uint32_t pair : step) {
-          top = fmaxf(top, fmaxf(fabsf(__uint_as_float(pair << 16)),
-                                 fabsf(__uint_as_float(pair & 0xffff0000U))));
+        for (const auto& step : tile) {
+#pragma unroll
+          for (const uint32_t pair : step) {
+            top = fmaxf(top, fmaxf(fabsf(__uint_as_float(pair << 16)),
+                                   fabsf(__uint_as_float(pair & 0xffff0000U))));
+          }
         }
       }
 #pragma unroll
@@ -160,122 +170,164 @@ struct KeysInt8 {
       const float scale = power_of_two(268 - field);
       unit = power_of_two(field - 14);
 #pragma unroll
-      for (auto& step : a) {
+      for (auto& tile : b) {
 #pragma unroll
-        for (uint32_t& pair : step) {
-          pair = pack2<__half>(__uint_as_float(pair << 16) * scale,
-                               __uint_as_float(pair & 0xffff0000U) * scale);
+        for (auto& step : tile) {
+#pragma unroll
+          for (uint32_t& pair : step) {
+            pair = pack2<__half>(__uint_as_float(pair << 16) * scale,
+                                 __uint_as_float(pair & 0xffff0000U) * scale);
+          }
         }
       }
     }
   };
 
+  /// Over the lanes that have other keys of the same heads.
+  static __device__ __forceinline__ float keys_max(float x) {
+#pragma unroll
+    for (int d = 4; d < 32; d *= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffU, x, d));
+    return x;
+  }
+  static __device__ __forceinline__ float keys_sum(float x) {
+#pragma unroll
+    for (int d = 4; d < 32; d *= 2) x += __shfl_xor_sync(0xffffffffU, x, d);
+    return x;
+  }
+
   struct Sums {
-    float out[kDim / 8][4];
-    RunningSoftmax softmax;  // of scores without Query::unit, until finish()
-    float zeros[2];          // sum of p * zero_v of this lane's columns
+    static constexpr int kRows = 2 * kTiles;  // heads of a lane
+    float out[kTiles][kDim / 16][4];
+    float max[kRows];    // of scores without Query::unit, until finish()
+    float sum[kRows];    // of this lane's keys, until finish()
+    float zeros[kRows];  // sum of p * zero_v of this lane's keys, until finish()
     // The largest exponent of scale_v up to here: `out` is in units of this power of two, so that
     // p * scale_v is a half below 2.
     int exponent;
 
+    static __device__ __forceinline__ int row_of(int i, int lane) {
+      return i / 2 * 8 + (lane & 3) * 2 + i % 2;
+    }
+    static __device__ __forceinline__ bool tells(int lane) { return lane < 4; }
+
     __device__ void clear() {
 #pragma unroll
-      for (auto& tile : out) tile[0] = tile[1] = tile[2] = tile[3] = 0.0F;
-      softmax.clear();
-      zeros[0] = zeros[1] = 0.0F;
+      for (auto& tile : out) {
+#pragma unroll
+        for (auto& part : tile) part[0] = part[1] = part[2] = part[3] = 0.0F;
+      }
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        max[i] = -INFINITY;
+        sum[i] = zeros[i] = 0.0F;
+      }
       exponent = 0;
     }
 
-    __device__ void add(const Query& q, uint32_t k, int lane, float scale_log2, int first,
+    /// Adds the 16 keys of a stage; keys outside [first, end) are masked.
+    __device__ void add(const Query& q, uint32_t stage, int lane, float scale_log2, int first,
                         int end) {
       const int c = lane & 3;
       const int n = lane >> 2;
-      float s[2][4] = {};
+      // Element i of s: key n + 8 * (i / 2), head 2c + i % 2.
+      float s[kTiles][4] = {};
       {
         constexpr int kWords = kBytesK / 4;
 #pragma unroll
         for (int load = 0; load < kDim / 16 / kWords; ++load) {
           uint32_t w[2][kWords];
-          const int byte = (load * 4 + c) * kBytesK;
-          load_shared<kBytesK>(w[0], k + at_k(n, byte));
-          load_shared<kBytesK>(w[1], k + at_k(n + 8, byte));
+          const uint32_t at = stage + at_k(n, (load * 4 + c) * kBytesK);
+          load_shared<kBytesK>(w[0], at);
+          load_shared<kBytesK>(w[1], at + 8 * kDim);
 #pragma unroll
           for (int i = 0; i < kWords; ++i) {
+            uint32_t a[4];
+            biased4(w[0][i], a[0], a[2]);
+            biased4(w[1][i], a[1], a[3]);
 #pragma unroll
-            for (int t = 0; t < 2; ++t) {
-              uint32_t b[2];
-              biased4(w[t][i], b[0], b[1]);
-              mma_16816<__half>(s[t], q.a[load * kWords + i], b[0], b[1]);
+            for (int t = 0; t < kTiles; ++t) {
+              const auto& b = q.b[t][load * kWords + i];
+              mma_16816<__half>(s[t], a, b[0], b[1]);
             }
           }
         }
       }
-      // [tile][key 2c: scale, zero; key 2c + 1: scale, zero]
-      uint32_t scales_k[2][4];
-      uint32_t scales_v[2][4];
+      // Scale and zero of keys n and n + 8.
+      uint32_t raw[4][2];
 #pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        load_shared<16>(scales_k[t], k + kScales + t * 64 + c * 16);
-        load_shared<16>(scales_v[t], k + kScales + kScaleBytes + t * 64 + c * 16);
-      }
+      for (int i = 0; i < 4; ++i) load_shared<8>(raw[i], stage + kScales + i * 64 + n * 8);
+      float scale_v[2] = {__uint_as_float(raw[2][0]), __uint_as_float(raw[3][0])};
+      float zero_v[2] = {__uint_as_float(raw[2][1]), __uint_as_float(raw[3][1])};
 #pragma unroll
-      for (int t = 0; t < 2; ++t) {
+      for (int k = 0; k < 2; ++k) {
+        const float scale = __uint_as_float(raw[k][0]);
+        const float zero = fmaf(-kInt8Bias, scale, __uint_as_float(raw[k][1]));
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const float scale = __uint_as_float(scales_k[t][2 * j]);
-          const float zero = fmaf(-kInt8Bias, scale, __uint_as_float(scales_k[t][2 * j + 1]));
-          s[t][j] = fmaf(s[t][j], scale, zero * q.sum[0]);
-          s[t][2 + j] = fmaf(s[t][2 + j], scale, zero * q.sum[1]);
+        for (int t = 0; t < kTiles; ++t) {
+          s[t][2 * k] = fmaf(s[t][2 * k], scale, zero * q.sum[t][0]);
+          s[t][2 * k + 1] = fmaf(s[t][2 * k + 1], scale, zero * q.sum[t][1]);
         }
       }
       if (first > 0 || end < kWarpKeys) {
-        RunningSoftmax::mask(s, lane, first, end);
         // What no query may see can be anything, and 0 * NaN is NaN.
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int key = (i >> 1) * 8 + c * 2 + (i & 1);
-          if (key < first || key >= end) {
-            scales_v[i >> 1][(i & 1) * 2] = scales_v[i >> 1][(i & 1) * 2 + 1] = 0U;
+        for (int k = 0; k < 2; ++k) {
+          if (n + 8 * k >= first && n + 8 * k < end) continue;
+          scale_v[k] = zero_v[k] = 0.0F;
+#pragma unroll
+          for (auto& tile : s) tile[2 * k] = tile[2 * k + 1] = -INFINITY;
+        }
+      }
+
+      const int now = ::max(exponent, exponent_of(keys_max(fmaxf(scale_v[0], scale_v[1]))));
+      const float change = power_of_two(::max(127 + exponent - now, 0));
+      const float unit[2] = {scale_v[0] * power_of_two(254 - now),
+                             scale_v[1] * power_of_two(254 - now)};
+      exponent = now;
+      uint32_t p[kTiles][2];
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        float factor[2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const int i = 2 * t + j;
+          float& low = s[t][j];
+          float& high = s[t][2 + j];
+          const float top = fmaxf(max[i], keys_max(fmaxf(low, high)));
+          const float base = top == -INFINITY ? 0.0F : top * scale_log2;
+          factor[j] = exp2_approx(max[i] * scale_log2 - base);
+          max[i] = top;
+          low = exp2_approx(low * scale_log2 - base);
+          high = exp2_approx(high * scale_log2 - base);
+          sum[i] = sum[i] * factor[j] + (low + high);
+          zeros[i] = fmaf(low, zero_v[0], fmaf(high, zero_v[1], zeros[i] * factor[j]));
+          factor[j] *= change;
+        }
+        if (__any_sync(0xffffffffU, factor[0] != 1.0F || factor[1] != 1.0F)) {
+#pragma unroll
+          for (auto& part : out[t]) {
+            part[0] *= factor[0];
+            part[1] *= factor[1];
+            part[2] *= factor[0];
+            part[3] *= factor[1];
           }
         }
-      }
-      float factor[2];
-      softmax.add(s, scale_log2, factor);
-
-      float top = 0.0F;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) top = fmaxf(top, __uint_as_float(scales_v[i >> 1][(i & 1) * 2]));
-      const int now = ::max(exponent, exponent_of(quad_max(top)));
-      const float unit = power_of_two(254 - now);
-      const float change = power_of_two(::max(127 + exponent - now, 0));
-      exponent = now;
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float sum = zeros[h] * factor[h];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          float& p = s[i >> 1][2 * h + (i & 1)];
-          sum = fmaf(p, __uint_as_float(scales_v[i >> 1][(i & 1) * 2 + 1]), sum);
-          p *= __uint_as_float(scales_v[i >> 1][(i & 1) * 2]) * unit;
+        for (int k = 0; k < 2; ++k) {
+          p[t][k] = transpose_8x8(pack2<__half>(s[t][2 * k] * unit[k], s[t][2 * k + 1] * unit[k]));
         }
-        zeros[h] = sum;
-        factor[h] *= change;
       }
-      rescale(out, factor);
 
-      using H = __half;
-      const uint32_t p[4] = {pack2<H>(s[0][0], s[0][1]), pack2<H>(s[0][2], s[0][3]),
-                             pack2<H>(s[1][0], s[1][1]), pack2<H>(s[1][2], s[1][3])};
       constexpr int kWords = (kBytesV + 3) / 4;
-      constexpr int kTiles = kBytesV < 4 ? 2 : 4;  // of a word's bytes
+      constexpr int kPairs = kBytesV < 4 ? 1 : 2;  // of columns in a word
 #pragma unroll
       for (int load = 0; load < kDim / 8 / kBytesV; ++load) {
         uint32_t w[4][kWords];
-        const int byte = (load * 8 + n) * kBytesV;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int key = (i >> 1) * 8 + c * 2 + (i & 1);
-          load_shared<kBytesV>(w[i], k + kHalf + at_v(key, byte));
+          const int key = c * 2 + (i & 1);
+          load_shared<kBytesV>(
+              w[i], stage + kHalf + at_v(key, (load * 8 + n) * kBytesV) + (i >> 1) * 8 * kDim);
         }
 #pragma unroll
         for (int i = 0; i < kWords; ++i) {
@@ -284,34 +336,38 @@ struct KeysInt8 {
           pair4(w[0][i], w[1][i], low);
           pair4(w[2][i], w[3][i], high);
 #pragma unroll
-          for (int t = 0; t < kTiles; ++t) {
-            mma_16816<H>(out[(load * kWords + i) * kTiles + t], p, low[t], high[t]);
+          for (int k = 0; k < kPairs; ++k) {
+            const uint32_t a[4] = {low[2 * k], low[2 * k + 1], high[2 * k], high[2 * k + 1]};
+#pragma unroll
+            for (int t = 0; t < kTiles; ++t) {
+              mma_16816<__half>(out[t][(load * kWords + i) * kPairs + k], a, p[t][0], p[t][1]);
+            }
           }
         }
       }
     }
 
+    /// After the last key.
     __device__ void finish(const Query& q) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        softmax.sum[h] = quad_sum(softmax.sum[h]);
-        zeros[h] = quad_sum(zeros[h]);
-        softmax.max[h] *= q.unit;
+      for (int i = 0; i < kRows; ++i) {
+        sum[i] = keys_sum(sum[i]);
+        zeros[i] = keys_sum(zeros[i]);
+        max[i] *= q.unit;
       }
     }
 
-    /// Column 2c + j of product t is byte t % kBytesV of the bytes that lane group 2c + j has.
-    __device__ void write(int h, float factor, float* row, int lane) const {
+    /// This lane's share of row row_of(i), times factor, to its place in a row of floats: the
+    /// columns whose bytes of V it had.
+    __device__ void write(int i, float factor, float* row, int lane) const {
       const float unit = exponent == 0 ? 0.0F : power_of_two(exponent) * factor;
-      const float zero = zeros[h] * factor;
+      const float zero = zeros[i] * factor;
+      const auto& tile = out[i / 2];
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-#pragma unroll
-        for (int t = 0; t < kDim / 8; t += 2) {
-          float* to = row + (t / kBytesV * 8 + (lane & 3) * 2 + j) * kBytesV + t % kBytesV;
-          *reinterpret_cast<float2*>(to) = make_float2(fmaf(out[t][2 * h + j], unit, zero),
-                                                       fmaf(out[t + 1][2 * h + j], unit, zero));
-        }
+      for (int t = 0; t < kDim / 8; t += 2) {
+        float* to = row + (t / kBytesV * 8 + (lane >> 2)) * kBytesV + t % kBytesV;
+        *reinterpret_cast<float2*>(to) = make_float2(fmaf(tile[t / 2][i % 2], unit, zero),
+                                                     fmaf(tile[t / 2][2 + i % 2], unit, zero));
       }
     }
   };

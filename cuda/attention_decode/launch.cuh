@@ -20,29 +20,24 @@ void run(const Params& params, const LaunchPlan& plan, cudaStream_t stream) {
          params);
 }
 
-template <template <class, int> class Keys, class T>
-void dispatch(int head_dim, const Params& params, const LaunchPlan& plan, cudaStream_t stream) {
+/// launch(DimTag<head_dim>{}) for the sizes there are.
+template <int kDim>
+struct DimTag {
+  static constexpr int value = kDim;
+};
+template <class Launch>
+void with_head_dim(int head_dim, const Launch& launch) {
   switch (head_dim) {
     case 64:
-      return run<Keys<T, 64>>(params, plan, stream);
+      return launch(DimTag<64>{});
     case 80:
-      return run<Keys<T, 80>>(params, plan, stream);
+      return launch(DimTag<80>{});
     case 96:
-      return run<Keys<T, 96>>(params, plan, stream);
+      return launch(DimTag<96>{});
     case 128:
-      return run<Keys<T, 128>>(params, plan, stream);
+      return launch(DimTag<128>{});
     default:
-      return run<Keys<T, 256>>(params, plan, stream);
-  }
-}
-
-template <template <class, int> class Keys>
-void dispatch(ops::DType act, int head_dim, const Params& params, const LaunchPlan& plan,
-              cudaStream_t stream) {
-  if (act == ops::DType::kF16) {
-    dispatch<Keys, __half>(head_dim, params, plan, stream);
-  } else {
-    dispatch<Keys, __nv_bfloat16>(head_dim, params, plan, stream);
+      return launch(DimTag<256>{});
   }
 }
 

@@ -7,6 +7,7 @@ namespace treadle::cuda::decode {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
+constexpr int kWarpKeys = 16;  // of a block of 64
 
 struct Params {
   const void* q;   // [num_decode][heads][head_dim]
@@ -36,6 +37,13 @@ constexpr int merge_floats(int group, int dim, int grid) {
 constexpr int fixed_bytes(int group, int dim, int grid, int sequences) {
   return 4 * (merge_floats(group, dim, grid) + kWarps * 16 * 2 + 2 * sequences + 1);
 }
+
+/// Thread blocks of a multiprocessor, where their rings fit. Making halves of int8 takes more warps
+/// at work than waiting for memory does.
+constexpr int blocks_per_sm(int dim, int element_bytes) {
+  return dim > 128 ? 1 : element_bytes == 1 ? 3 : 2;
+}
+constexpr int kMaxBlocksPerSm = 3;
 
 /// Bytes of a stage of all warps: 64 keys and values, and with int8 (1 byte an element) their
 /// KvScales.

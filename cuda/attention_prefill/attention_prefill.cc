@@ -32,10 +32,10 @@ Params make_params(const ops::AttentionParams& p, int first, int count) {
 
 namespace {
 
-constexpr int kMaxSequences = 512;  // of one launch: their plan lies beside the tiles
+constexpr int kMaxSequences = 256;  // of one launch: their plan lies beside the tiles
 
-void require(bool supported, const ops::AttentionParams& p) {
-  if (supported) return;
+void require(bool supported, const ops::AttentionParams& p, ops::DType act) {
+  if (supported && (p.kv.dtype == act || p.kv.dtype == ops::DType::kI8)) return;
   throw Error(ErrorCode::kUnsupported, "attention_prefill: head_dim " + std::to_string(p.head_dim) +
                                            ", " + std::to_string(p.heads) + "/" +
                                            std::to_string(p.kv_heads) +
@@ -56,40 +56,39 @@ bool supports_attention_prefill(const ops::AttentionParams& p) {
   const int d = p.head_dim;
   return (d == 64 || d == 80 || d == 96 || d == 128 || d == 256) && p.kv_heads > 0 &&
          p.heads % p.kv_heads == 0 &&
-         (p.kv.dtype == ops::DType::kF16 || p.kv.dtype == ops::DType::kBF16);
+         (p.kv.dtype == ops::DType::kF16 || p.kv.dtype == ops::DType::kBF16 ||
+          p.kv.dtype == ops::DType::kI8);
 }
 
 bool supports_attention_prefill_wgmma(const ops::AttentionParams& p) {
   return prefill::has_wgmma() && supports_attention_prefill(p) && device_info().capability == 90;
 }
 
-void attention_prefill_mma(const ops::AttentionParams& p, cudaStream_t stream) {
-  require(supports_attention_prefill(p), p);
-  auto* launch =
-      p.kv.dtype == ops::DType::kF16 ? prefill::launch_mma_f16 : prefill::launch_mma_bf16;
+void attention_prefill_mma(const ops::AttentionParams& p, ops::DType act, cudaStream_t stream) {
+  require(supports_attention_prefill(p), p, act);
+  auto* launch = act == ops::DType::kF16 ? prefill::launch_mma_f16 : prefill::launch_mma_bf16;
   for_each_part(p, [&](const prefill::Params& params) { launch(p, params, stream); });
 }
 
-void attention_prefill_wgmma(const ops::AttentionParams& p, PrefillWorkspace& workspace,
-                             cudaStream_t stream) {
-  require(supports_attention_prefill_wgmma(p), p);
+void attention_prefill_wgmma(const ops::AttentionParams& p, ops::DType act,
+                             PrefillWorkspace& workspace, cudaStream_t stream) {
+  require(supports_attention_prefill_wgmma(p), p, act);
   if (workspace.bytes < prefill_workspace_bytes()) {
     throw Error(ErrorCode::kInternal, "attention_prefill: workspace too small");
   }
-  auto* launch =
-      p.kv.dtype == ops::DType::kF16 ? prefill::launch_wgmma_f16 : prefill::launch_wgmma_bf16;
+  auto* launch = act == ops::DType::kF16 ? prefill::launch_wgmma_f16 : prefill::launch_wgmma_bf16;
   for_each_part(p, [&](prefill::Params params) {
     params.counters = static_cast<int32_t*>(workspace.data);
     launch(p, params, stream);
   });
 }
 
-void attention_prefill(const ops::AttentionParams& p, PrefillWorkspace& workspace,
+void attention_prefill(const ops::AttentionParams& p, ops::DType act, PrefillWorkspace& workspace,
                        cudaStream_t stream) {
   if (supports_attention_prefill_wgmma(p)) {
-    attention_prefill_wgmma(p, workspace, stream);
+    attention_prefill_wgmma(p, act, workspace, stream);
   } else {
-    attention_prefill_mma(p, stream);
+    attention_prefill_mma(p, act, stream);
   }
 }
 

@@ -19,23 +19,24 @@ struct PrefillWorkspace {
 
 constexpr size_t prefill_workspace_bytes() { return 256; }
 
-/// head_dim 64, 80, 96, 128 or 256, a float16 or bfloat16 pool.
+/// head_dim 64, 80, 96, 128 or 256, a float16, bfloat16 or int8 pool.
 bool supports_attention_prefill(const ops::AttentionParams& p);
 
 /// The wgmma version: sm_90 alone.
 bool supports_attention_prefill_wgmma(const ops::AttentionParams& p);
 
 /// Attention of sequences [num_decode, num_sequences), whose queries are the last query_len keys of
-/// context_len. q and out have kv.dtype. Equal launches give equal bits: a row's order of additions
+/// context_len. q and out have the type `act`, float16 or bfloat16, and so has the pool, or it is
+/// int8. Equal launches give equal bits: a row's order of additions
 /// depends on its own position only. Picks the wgmma version where it runs.
-void attention_prefill(const ops::AttentionParams& p, PrefillWorkspace& workspace,
+void attention_prefill(const ops::AttentionParams& p, ops::DType act, PrefillWorkspace& workspace,
                        cudaStream_t stream);
 
 /// Every GPU from sm_80 on.
-void attention_prefill_mma(const ops::AttentionParams& p, cudaStream_t stream);
+void attention_prefill_mma(const ops::AttentionParams& p, ops::DType act, cudaStream_t stream);
 
 /// sm_90 alone.
-void attention_prefill_wgmma(const ops::AttentionParams& p, PrefillWorkspace& workspace,
-                             cudaStream_t stream);
+void attention_prefill_wgmma(const ops::AttentionParams& p, ops::DType act,
+                             PrefillWorkspace& workspace, cudaStream_t stream);
 
 }  // namespace treadle::cuda

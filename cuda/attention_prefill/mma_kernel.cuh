@@ -1,10 +1,11 @@
 // The prefill kernel of every GPU from sm_80 on, after FlashAttention-2 (arXiv:2307.08691): four
 // warps, each with kRowTiles x 16 query rows of one head; one page of 64 keys at a time, from the
 // last to the first. V arrives under the scores, the next K under the softmax and the product with
-// V.
+// V. Pages of int8 become T on their way to shared memory.
 #pragma once
 
 #include "attention_prefill/tiles.cuh"
+#include "common/int8.cuh"
 #include "common/ptx.cuh"
 #include "common/swizzle.cuh"
 
@@ -52,7 +53,35 @@ __device__ __forceinline__ void copy_rows(uint32_t dst, const T* src, int64_t st
   }
 }
 
+/// An int8 page as T to a swizzled area; rows from `valid` on become zeros. The loads of a thread
+/// are on their way together, but nothing else is done meanwhile: the other thread block on the
+/// multiprocessor computes.
 template <class T, int kDim>
+__device__ __forceinline__ void restore_rows(uint32_t dst, Int8Page page, int valid) {
+  constexpr int kChunks = kDim / 8;  // of 8 elements in a row
+  constexpr int kBatch = kDim == 256 ? 4 : kPage * kChunks / kMmaThreads;
+#pragma unroll
+  for (int first = 0; first < kPage * kChunks / kMmaThreads; first += kBatch) {
+    uint2 bytes[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      bytes[k] = __ldg(reinterpret_cast<const uint2*>(page.elements) + threadIdx.x +
+                       (first + k) * kMmaThreads);
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int i = threadIdx.x + (first + k) * kMmaThreads;
+      const int r = i / kChunks;
+      const int c = i % kChunks;
+      const float2 s = __ldg(reinterpret_cast<const float2*>(page.scales) + r);
+      const uint4 x = restore8<T>(bytes[k], {s.x, s.y});
+      store_shared(dst + r * (kDim * 2) + swizzle<kDim>(r, c) * 16,
+                   r < valid ? x : make_uint4(0, 0, 0, 0));
+    }
+  }
+}
+
+template <class T, int kDim, bool kInt8>
 __global__ void __launch_bounds__(kMmaThreads, 2)
     attention_prefill_mma_kernel(const __grid_constant__ Params p) {
   using L = MmaLayout<kDim>;
@@ -75,17 +104,22 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
   if (t.done != 0) return;
   const int32_t* table = p.block_tables + int64_t{sequence} * p.block_table_stride;
   const int kv_head = t.head / (p.heads / p.kv_heads);
-  auto page_of = [&](int block, int kv) {
-    const int64_t page =
-        ((int64_t{__ldg(table + block)} * p.num_layers + p.layer) * 2 + kv) * p.kv_heads + kv_head;
-    return static_cast<const T*>(p.kv) + page * (kPage * kDim);
+  auto copy_page = [&](uint32_t area, int block, int kv, int valid) {
+    const int id = __ldg(table + block);
+    if constexpr (kInt8) {
+      restore_rows<T, kDim>(area, int8_page<kDim>(p, id, kv, kv_head), valid);
+    } else {
+      const int64_t page = ((int64_t{id} * p.num_layers + p.layer) * 2 + kv) * p.kv_heads + kv_head;
+      copy_rows<T, kDim, kPage>(area, static_cast<const T*>(p.kv) + page * (kPage * kDim), kDim,
+                                valid);
+    }
   };
 
   copy_rows<T, kDim, L::kRows>(
       q_area, static_cast<const T*>(p.q) + (int64_t{t.first_token} * p.heads + t.head) * kDim,
       int64_t{p.heads} * kDim, t.rows);
   int block = t.key_end - 1;
-  copy_rows<T, kDim, kPage>(k_area, page_of(block, 0), kDim, t.context_len - block * kPage);
+  copy_page(k_area, block, 0, t.context_len - block * kPage);
   cp_async_commit();
 
   float out[kTiles][kDim / 8][4];
@@ -106,7 +140,7 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
   for (; block >= t.key_begin; --block) {
     cp_async_wait<0>();
     __syncthreads();  // K is there, V is free
-    copy_rows<T, kDim, kPage>(v_area, page_of(block, 1), kDim, t.context_len - block * kPage);
+    copy_page(v_area, block, 1, t.context_len - block * kPage);
     cp_async_commit();
 
     float s[kTiles][8][4];
@@ -140,7 +174,7 @@ __global__ void __launch_bounds__(kMmaThreads, 2)
     cp_async_wait<0>();
     __syncthreads();  // V is there, K is free
     if (block > t.key_begin) {
-      copy_rows<T, kDim, kPage>(k_area, page_of(block - 1, 0), kDim, kPage);
+      copy_page(k_area, block - 1, 0, kPage);
       cp_async_commit();
     }
 

@@ -1,8 +1,9 @@
-// Tiles of query rows: how both prefill kernels number and find them.
+// Tiles of query rows: how both prefill kernels number and find them. And where pages of int8 are.
 #pragma once
 
 #include "attention_prefill/params.h"
 #include "common/ptx.cuh"
+#include "ops/types.h"
 
 namespace treadle::cuda::prefill {
 
@@ -68,6 +69,21 @@ __device__ inline TileInfo tile_info(const Params& p, const int32_t* starts, int
   t.key_begin = first_key / kKeys;
   t.key_end = (t.first_pos + t.rows + kKeys - 1) / kKeys;
   return t;
+}
+
+/// Where the int8 page of one (block, K or V, head) and its 64 scales are.
+struct Int8Page {
+  const uint8_t* elements;
+  const ops::KvScale* scales;
+};
+
+template <int kDim>
+__device__ __forceinline__ Int8Page int8_page(const Params& p, int block, int kv, int kv_head) {
+  const int64_t pages = int64_t{p.num_layers} * 2 * p.kv_heads;
+  const int64_t page = (int64_t{p.layer} * 2 + kv) * p.kv_heads + kv_head;
+  const auto* base = static_cast<const uint8_t*>(p.kv) + block * pages * (64 * (kDim + 8));
+  return {base + page * (64 * kDim),
+          reinterpret_cast<const ops::KvScale*>(base + pages * (64 * kDim)) + page * 64};
 }
 
 }  // namespace treadle::cuda::prefill

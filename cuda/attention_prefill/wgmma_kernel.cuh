@@ -6,9 +6,13 @@
 // first, so that the masked ones come first. While a consumer computes the softmax of one block,
 // its product with V of the block before runs, and the other consumer's products fill the rest: the
 // two take turns at issuing (named barriers kTurn, kTurn + 1).
+//
+// A pool of int8 comes to a staging area by bulk copies, and the producer's other three warps make
+// T of it where TMA would have put it.
 #pragma once
 
 #include "attention_prefill/tiles.cuh"
+#include "common/int8.cuh"
 #include "common/mbarrier.cuh"
 #include "common/wgmma.cuh"
 
@@ -20,10 +24,11 @@ constexpr int kGroupThreads = 128;
 constexpr int kWgmmaThreads = 3 * kGroupThreads;
 constexpr int kTurn = 2;   // named barriers: whose turn it is
 constexpr int kFence = 4;  // named barriers: one consumer's threads
+constexpr int kConvertThreads = 96;
 
 /// Shapes in shared memory. A box of 64 columns is rows x 128 bytes; kHalves boxes side by side
 /// hold a head (the last one is padded with zeros for head_dim 80 and 96).
-template <int kDim>
+template <int kDim, bool kInt8>
 struct Layout {
   static constexpr int kKeys = kDim > 128 ? 64 : 128;
   static constexpr int kHalves = (kDim + 63) / 64;
@@ -31,8 +36,13 @@ struct Layout {
   static constexpr int kKvHalf = kKeys * 128;
   static constexpr int kQBytes = kHalves * kQHalf;
   static constexpr int kKvBytes = kHalves * kKvHalf;
-  static constexpr int kBarriers = kQBytes + 2 * kStages * kKvBytes;
-  static constexpr int kTile = kBarriers + 128;
+  // int8: pages as they come, [kKeys][kDim] and their KvScales, before they become T.
+  static constexpr int kStaged = kInt8 ? (kDim > 128 ? 2 : 3) : 0;
+  static constexpr int kStagedScales = kKeys * kDim;
+  static constexpr int kStagedBytes = kStagedScales + kKeys * 8;
+  static constexpr int kStaging = kQBytes + 2 * kStages * kKvBytes;
+  static constexpr int kBarriers = kStaging + kStaged * kStagedBytes;
+  static constexpr int kTile = kBarriers + 192;
   static constexpr int kStarts = kTile + 64;  // then int32 [sequences + 1]
 };
 
@@ -49,31 +59,37 @@ struct Barriers {
   __device__ uint32_t empty(int kv, int stage) const {
     return base + 64 + (kv * kStages + stage) * 8;
   }
+  __device__ uint32_t staged_full(int i) const { return base + 96 + i * 8; }
+  __device__ uint32_t staged_empty(int i) const { return base + 120 + i * 8; }
 };
 
 /// A position in the ring of stages.
-struct Ring {
+template <int kCount>
+struct RingOf {
   int stage = 0;
   int phase = 0;
   __device__ void next() {
-    if (++stage == kStages) {
+    if (++stage == kCount) {
       stage = 0;
       phase ^= 1;
     }
   }
 };
 
-/// One thread: draws tiles and keeps the stages filled.
-template <class T, int kDim>
+using Ring = RingOf<kStages>;
+
+/// One thread: draws tiles and keeps the stages filled, with int8 the staging area.
+template <class T, int kDim, bool kInt8>
 __device__ __forceinline__ void produce(const Params& p, const CUtensorMap* q_map,
                                         const CUtensorMap* kv_map, uint8_t* shared,
                                         const Barriers& bars, int total) {
-  using L = Layout<kDim>;
+  using L = Layout<kDim, kInt8>;
   const uint32_t base = shared_address(shared);
   const auto* starts = reinterpret_cast<const int32_t*>(shared + L::kStarts);
   auto* slot = reinterpret_cast<TileInfo*>(shared + L::kTile);
   const int group = p.heads / p.kv_heads;
   Ring ring[2];
+  RingOf<kInt8 ? L::kStaged : 1> staged;
   int phase = 0;
   int item = atomicAdd(p.counters, 1);
   for (;;) {
@@ -87,9 +103,24 @@ __device__ __forceinline__ void produce(const Params& p, const CUtensorMap* q_ma
 
     const int32_t* table = p.block_tables + int64_t{sequence} * p.block_table_stride;
     const int kv_head = t.head / group;
+    constexpr int kPages = L::kKeys / 64;
+    auto stage_int8 = [&](int kv, int block) {
+      const int first = block * kPages;
+      const int pages = min(kPages, (t.context_len + 63) / 64 - first);
+      mbarrier_wait(bars.staged_empty(staged.stage), staged.phase ^ 1);
+      const uint32_t full = bars.staged_full(staged.stage);
+      mbarrier_expect(full, pages * 64 * (kDim + 8));
+      const uint32_t dst = base + L::kStaging + staged.stage * L::kStagedBytes;
+      for (int i = 0; i < pages; ++i) {
+        const Int8Page page = int8_page<kDim>(p, __ldg(table + first + i), kv, kv_head);
+        bulk_load(dst + i * 64 * kDim, page.elements, 64 * kDim, full);
+        bulk_load(dst + L::kStagedScales + i * 512, page.scales, 512, full);
+      }
+      staged.next();
+    };
     auto load = [&](int kv, int block) {
+      if constexpr (kInt8) return stage_int8(kv, block);
       Ring& r = ring[kv];
-      constexpr int kPages = L::kKeys / 64;
       int rows[kPages];
       int pages = 0;
 #pragma unroll
@@ -138,10 +169,59 @@ __device__ __forceinline__ void produce(const Params& p, const CUtensorMap* q_ma
   }
 }
 
-/// One warpgroup, 64 rows of each tile.
+/// Three warps: make T of the staged int8, in the order in which produce() loads it. Keys that do
+/// not exist become zeros.
 template <class T, int kDim>
+__device__ __forceinline__ void convert(const uint8_t* shared, const Barriers& bars, int thread) {
+  using L = Layout<kDim, true>;
+  constexpr int kChunks = kDim / 8;  // of 8 elements in a row
+  const uint32_t base = shared_address(shared);
+  const auto* slot = reinterpret_cast<const TileInfo*>(shared + L::kTile);
+  Ring ring[2];
+  RingOf<L::kStaged> staged;
+  auto block_of = [&](const TileInfo& t, int kv, int block) {
+    Ring& r = ring[kv];
+    const int valid = t.context_len - block * L::kKeys;
+    mbarrier_wait(bars.staged_full(staged.stage), staged.phase);
+    mbarrier_wait(bars.empty(kv, r.stage), r.phase ^ 1);
+    const uint8_t* from = shared + L::kStaging + staged.stage * L::kStagedBytes;
+    const uint32_t to = base + L::kQBytes + (kv * kStages + r.stage) * L::kKvBytes;
+#pragma unroll 4
+    for (int i = thread; i < L::kKeys * kChunks; i += kConvertThreads) {
+      const int row = i / kChunks;
+      const int c = i % kChunks;
+      const float2 s = reinterpret_cast<const float2*>(from + L::kStagedScales)[row];
+      const uint4 x = restore8<T>(reinterpret_cast<const uint2*>(from)[i], {s.x, s.y});
+      store_shared(to + c / 8 * L::kKvHalf + row * 128 + ((c % 8) ^ (row & 7)) * 16,
+                   row < valid ? x : make_uint4(0, 0, 0, 0));
+    }
+    async_proxy_fence();
+    __syncwarp();
+    if (thread % 32 == 0) {
+      mbarrier_arrive(bars.full(kv, r.stage));
+      mbarrier_arrive(bars.staged_empty(staged.stage));
+    }
+    r.next();
+    staged.next();
+  };
+  for (int phase = 0;; phase ^= 1) {
+    mbarrier_wait(bars.tile_full(), phase);
+    const TileInfo t = *slot;
+    mbarrier_arrive(bars.tile_empty());
+    if (t.done != 0) break;
+    block_of(t, 0, t.key_end - 1);
+    for (int block = t.key_end - 2; block >= t.key_begin; --block) {
+      block_of(t, 0, block);
+      block_of(t, 1, block + 1);
+    }
+    block_of(t, 1, t.key_begin);
+  }
+}
+
+/// One warpgroup, 64 rows of each tile.
+template <class T, int kDim, bool kInt8>
 struct Consumer {
-  using L = Layout<kDim>;
+  using L = Layout<kDim, kInt8>;
   static constexpr int kKeys = L::kKeys;
   static constexpr int kSteps = kKeys / 16;
 
@@ -261,7 +341,7 @@ struct Consumer {
 
   __device__ __forceinline__ void values_ready(const TileInfo& t, int block) {
     mbarrier_wait(bars.full(1, v_ring.stage), v_ring.phase);
-    if (block == t.key_end - 1 && t.key_end * kKeys > t.context_len) {
+    if (!kInt8 && block == t.key_end - 1 && t.key_end * kKeys > t.context_len) {
       zero_values(t.context_len - block * kKeys);
     }
   }
@@ -368,12 +448,12 @@ struct Consumer {
   }
 };
 
-template <class T, int kDim>
+template <class T, int kDim, bool kInt8>
 __global__ void __launch_bounds__(kWgmmaThreads, 1)
     attention_prefill_wgmma_kernel(const __grid_constant__ Params p,
                                    const __grid_constant__ CUtensorMap q_map,
                                    const __grid_constant__ CUtensorMap kv_map) {
-  using L = Layout<kDim>;
+  using L = Layout<kDim, kInt8>;
   extern __shared__ __align__(1024) uint8_t shared[];
   const Barriers bars{shared_address(shared) + L::kBarriers};
   // One value for the whole warp, so that role branches are uniform.
@@ -382,12 +462,16 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     mbarrier_init(bars.q_full(), 1);
     mbarrier_init(bars.q_empty(), 2);
     mbarrier_init(bars.tile_full(), 1);
-    mbarrier_init(bars.tile_empty(), 2 * kGroupThreads);
+    mbarrier_init(bars.tile_empty(), 2 * kGroupThreads + (kInt8 ? kConvertThreads : 0));
     for (int kv = 0; kv < 2; ++kv) {
       for (int stage = 0; stage < kStages; ++stage) {
-        mbarrier_init(bars.full(kv, stage), 1);
+        mbarrier_init(bars.full(kv, stage), kInt8 ? kConvertThreads / 32 : 1);
         mbarrier_init(bars.empty(kv, stage), 2);
       }
+    }
+    for (int stage = 0; stage < L::kStaged; ++stage) {
+      mbarrier_init(bars.staged_full(stage), 1);
+      mbarrier_init(bars.staged_empty(stage), kConvertThreads / 32);
     }
     mbarrier_init_fence();
     tma_prefetch_map(&q_map);
@@ -398,16 +482,18 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   grid_dependency_launch();
 
   if (group == 0) {
-    registers_decrease<40>();
+    registers_decrease<kInt8 ? 72 : 40>();
     if (threadIdx.x < 32) {
       const int total =
           plan_tiles<kRows>(p, reinterpret_cast<int32_t*>(shared + L::kStarts), threadIdx.x);
-      if (threadIdx.x == 0) produce<T, kDim>(p, &q_map, &kv_map, shared, bars, total);
+      if (threadIdx.x == 0) produce<T, kDim, kInt8>(p, &q_map, &kv_map, shared, bars, total);
+    } else if constexpr (kInt8) {
+      convert<T, kDim>(shared, bars, static_cast<int>(threadIdx.x) - 32);
     }
   } else {
-    registers_increase<232>();
+    registers_increase<kInt8 ? 216 : 232>();
     const int thread = threadIdx.x % kGroupThreads;
-    Consumer<T, kDim> c{p, bars, shared, group - 1, thread, thread / 32, thread % 32};
+    Consumer<T, kDim, kInt8> c{p, bars, shared, group - 1, thread, thread / 32, thread % 32};
     if (group == 2) named_arrive(kTurn, 2 * kGroupThreads);
     const auto* slot = reinterpret_cast<const TileInfo*>(shared + L::kTile);
     for (int phase = 0;; phase ^= 1) {

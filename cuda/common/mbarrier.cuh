@@ -42,6 +42,16 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, int parity) {
       : "memory");
 }
 
+/// `bytes` contiguous bytes to shared memory; completes on `barrier`. All multiples of 16.
+__device__ __forceinline__ void bulk_load(uint32_t dst, const void* src, int bytes,
+                                          uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::
+          "r"(dst),
+      "l"(src), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 /// One box of a 2-D map to shared memory (aligned to 1024 bytes); completes on `barrier`.
 __device__ __forceinline__ void tma_load(uint32_t dst, const CUtensorMap* map, int column, int row,
                                          uint32_t barrier) {

@@ -69,6 +69,13 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t add
                : "memory");
 }
 
+/// The transpose of an 8x8 matrix of 16-bit elements, of which lane i has two of row i / 4.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t pair) {
+  uint32_t r;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(r) : "r"(pair));
+  return r;
+}
+
 /// d += a b: a is 16x16, b 16x8 (column fragments), d 16x8 in float.
 template <class T>
 __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,

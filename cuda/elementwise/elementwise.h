@@ -23,8 +23,8 @@ void rms_norm(const RmsNormParams&, ops::DType act, cudaStream_t);
 
 void rope(const ops::RopeParams&, cudaStream_t);
 
-/// head_dim a multiple of 8 up to 256, rotary_dim a multiple of 16, pool of type act. K and V of
-/// one (block, layer, head) are both [64][head_dim].
+/// head_dim a multiple of 8 up to 256, rotary_dim a multiple of 16, pool of type act or int8. K and
+/// V of one (block, layer, head) are both [64][head_dim].
 void qkv(const ops::QkvParams&, ops::DType act, cudaStream_t);
 
 /// out[t][i] = silu(gate_up[t][i]) * gate_up[t][inner + i].

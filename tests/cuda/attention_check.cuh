@@ -43,8 +43,8 @@ bool check_attention(const std::string& name, const ProblemShape& shape,
   const bool same = std::memcmp(got.data(), again.data(), got.size() * sizeof(T)) == 0;
   const bool good = bad == 0 && same && error <= 2 * low_error + 2 * rounding;
   std::printf("%s %s %s%s: error %.2e, allowed %.2e%s", good ? "ok  " : "FAIL", name.c_str(),
-              std::is_same_v<T, __half> ? "fp16" : "bf16", shape.int8 ? " int8" : "", error, 2 * low_error + 2 * rounding,
-              same ? "" : ", runs differ");
+              std::is_same_v<T, __half> ? "fp16" : "bf16", shape.int8 ? " int8" : "", error,
+              2 * low_error + 2 * rounding, same ? "" : ", runs differ");
   if (bad > 0) std::printf(", %zu of %zu not finite", bad, got.size());
   std::printf("\n");
   return good;

@@ -27,18 +27,20 @@ ProblemShape shape_of(const std::vector<SequenceShape>& sequences, int heads, in
 }
 
 template <class T>
-int run_all(bool wgmma) {
+int run_all(bool wgmma, bool int8) {
   int failed = 0;
   DeviceMemory memory = make_device_memory(prefill_workspace_bytes());
   check(cudaMemset(memory.get(), 0, prefill_workspace_bytes()), "zero");
   PrefillWorkspace workspace{memory.get(), prefill_workspace_bytes()};
-  auto test = [&](const std::string& name, const ProblemShape& shape) {
+  constexpr treadle::ops::DType kType = dtype_of<T>();
+  auto test = [&](const std::string& name, ProblemShape shape) {
+    shape.int8 = int8;
     failed += check_attention<T>((wgmma ? "wgmma " : "mma ") + name, shape,
                                  [&](const treadle::ops::AttentionParams& p) {
                                    if (wgmma) {
-                                     attention_prefill_wgmma(p, workspace, nullptr);
+                                     attention_prefill_wgmma(p, kType, workspace, nullptr);
                                    } else {
-                                     attention_prefill_mma(p, nullptr);
+                                     attention_prefill_mma(p, kType, nullptr);
                                    }
                                  })
                   ? 0
@@ -66,17 +68,18 @@ int run_all(bool wgmma) {
   ProblemShape mixed =
       shape_of({{1, 300}, {1, 64}, {1, 1000}, {200, 700}, {1, 1}, {77, 77}}, 8, 2, 128);
   mixed.num_decode = 3;
+  mixed.int8 = int8;
   const size_t bytes = decode_workspace_bytes(3, 8, 2, 128);
   DeviceMemory decode_memory = make_device_memory(bytes);
   check(cudaMemset(decode_memory.get(), 0, bytes), "zero");
   DecodeWorkspace decode_workspace{decode_memory.get(), bytes};
   failed += check_attention<T>("mixed batch", mixed,
                                [&](const treadle::ops::AttentionParams& p) {
-                                 attention_decode(p, dtype_of<T>(), decode_workspace, nullptr);
+                                 attention_decode(p, kType, decode_workspace, nullptr);
                                  if (wgmma) {
-                                   attention_prefill_wgmma(p, workspace, nullptr);
+                                   attention_prefill_wgmma(p, kType, workspace, nullptr);
                                  } else {
-                                   attention_prefill_mma(p, nullptr);
+                                   attention_prefill_mma(p, kType, nullptr);
                                  }
                                })
                 ? 0
@@ -93,12 +96,17 @@ int main(int argc, char** argv) {
   }
   int failed = 0;
   const std::string only = argc > 1 ? argv[1] : "";
-  if (only != "wgmma") failed += run_all<__half>(false) + run_all<__nv_bfloat16>(false);
+  auto run_both = [&](bool wgmma) {
+    for (const bool int8 : {true, false}) {
+      failed += run_all<__half>(wgmma, int8) + run_all<__nv_bfloat16>(wgmma, int8);
+    }
+  };
+  if (only != "wgmma") run_both(false);
   const treadle::ops::AttentionParams any = Problem<__half>(shape_of({{1, 1}}, 1, 1, 64)).params();
   if (only == "mma" || !supports_attention_prefill_wgmma(any)) {
     std::printf("skip the wgmma version: not asked for, or not an sm_90 GPU\n");
   } else {
-    failed += run_all<__half>(true) + run_all<__nv_bfloat16>(true);
+    run_both(true);
   }
   std::printf("attention_prefill: %d failed\n", failed);
   return failed == 0 ? 0 : 1;

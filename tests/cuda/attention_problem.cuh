@@ -80,7 +80,7 @@ __global__ void poison_rows(T* block, int pages, int head_dim, int keys) {
 }
 
 /// Random int8 and scales of a little more or less than a 50th, in all blocks.
-__global__ inline void fill_int8(ops::KvPool kv, uint64_t seed) {
+__global__ void fill_int8(ops::KvPool kv, uint64_t seed) {
   const size_t block = kv.block_bytes();
   auto* base = static_cast<char*>(kv.base);
   const size_t first = blockIdx.x * size_t{blockDim.x} + threadIdx.x;
@@ -102,7 +102,7 @@ __global__ inline void fill_int8(ops::KvPool kv, uint64_t seed) {
 }
 
 /// NaN over the scales of the keys [keys, 64) of all pages of a block.
-__global__ inline void poison_scales(ops::KvPool kv, int block, int keys) {
+__global__ void poison_scales(ops::KvPool kv, int block, int keys) {
   auto* scales = reinterpret_cast<ops::KvScale*>(
       static_cast<char*>(kv.base) + size_t(block) * kv.block_bytes() + kv.scales_offset(0, 0, 0));
   for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < kv.block_scales();
@@ -121,8 +121,8 @@ __device__ float pool_value(const ops::AttentionParams& p, int s, int key, int p
   const int64_t at = ((int64_t{p.layer} * 2 + part) * kv.kv_heads + head) * 64 * kv.head_dim +
                      key % 64 * kv.head_dim + column;
   if (kv.dtype != ops::DType::kI8) return static_cast<float>(reinterpret_cast<const T*>(base)[at]);
-  const ops::KvScale scale = reinterpret_cast<const ops::KvScale*>(
-      base + kv.scales_offset(p.layer, part, head))[key % 64];
+  const ops::KvScale scale =
+      reinterpret_cast<const ops::KvScale*>(base + kv.scales_offset(p.layer, part, head))[key % 64];
   return static_cast<float>(reinterpret_cast<const int8_t*>(base)[at]) * scale.scale + scale.zero;
 }
 

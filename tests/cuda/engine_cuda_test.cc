@@ -24,8 +24,9 @@ const std::vector<Ids> kQuestions = {
     {1, 3, 310, 15, 2666, 3721, 906, 3707, 482, 730, 3744, 4, 15, 3, 312, 15}};
 const Ids kFollowUp = {4, 15, 3, 310, 15, 934, 4, 15, 3, 312, 15};
 
-std::unique_ptr<Engine> load(const std::string& path, ops::Ops backend) {
+std::unique_ptr<Engine> load(const std::string& path, ops::Ops backend, int32_t quant_policy) {
   EngineConfig config;
+  config.quant_policy = quant_policy;
   config.max_batch_size = 32;
   config.max_prefill_token_num = 128;  // long prompts come in chunks
   config.cache_max_entry_count = 400;
@@ -119,16 +120,16 @@ Answer ask(Engine& engine, const Ids& ids, std::optional<uint64_t> session = {})
   return read(stream);
 }
 
-void run(const std::string& path, Report& report, bool own_attention) {
-  const auto cpu = load(path, ops::cpu_ops(0));
+void run(const std::string& path, Report& report, bool own_attention, int32_t quant_policy) {
+  const auto cpu = load(path, ops::cpu_ops(0), quant_policy);
   ops::Ops table = ops::cuda_ops(0);
   if (!own_attention) {
     table.attention = reference_attention;
     table.replay = nullptr;  // it waits for the device, which cannot be recorded
   }
-  const auto gpu = load(path, table);
-  std::printf("engine on %s, %s attention\n", gpu->info().device.c_str(),
-              own_attention ? "the backend's" : "reference");
+  const auto gpu = load(path, table, quant_policy);
+  std::printf("engine on %s, %s attention, KV of %s\n", gpu->info().device.c_str(),
+              own_attention ? "the backend's" : "reference", gpu->info().kv_dtype.c_str());
   int ties = 0;
   const std::vector<Ids> all = prompts();
   for (size_t i = 0; i < all.size(); ++i) {
@@ -169,8 +170,9 @@ int main(int argc, char** argv) {
   }
   test::Report report;
   try {
-    test::run(argv[1], report, false);
-    test::run(argv[1], report, true);
+    test::run(argv[1], report, false, 0);
+    test::run(argv[1], report, true, 0);
+    test::run(argv[1], report, true, 8);
   } catch (const treadle::Error& error) {
     report.check(false, std::string("exception: ") + error.what());
   }

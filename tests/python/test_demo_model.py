@@ -114,13 +114,13 @@ def test_16_bits_keep_the_perplexity(
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_int8_kv_keeps_the_perplexity(
-    dtype: str, demo_path: str, heldout: dict[str, list[str]]
+    dtype: str, device: Device, demo_path: str, heldout: dict[str, list[str]]
 ) -> None:
     """Within 1% of what 16 bits give, and in fact much closer; half of the memory, nearly."""
-    options: dict[str, Any] = {"device": "cpu", "dtype": dtype, "num_threads": 2}
+    options: dict[str, Any] = {"dtype": dtype, "num_threads": 2}
     with (
-        Engine.from_pretrained(demo_path, **options) as wide,
-        Engine.from_pretrained(demo_path, quant_policy=8, **options) as narrow,
+        device.load(demo_path, **options) as wide,
+        device.load(demo_path, quant_policy=8, **options) as narrow,
     ):
         assert narrow.info.kv_dtype == "int8"
         assert narrow.info.kv_bytes_per_token < 0.6 * wide.info.kv_bytes_per_token

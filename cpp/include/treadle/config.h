@@ -43,8 +43,7 @@ struct EngineConfig {
   /// logn attention scaling beyond the training length: -1 as the model says, 0 off, 1 on.
   int32_t use_logn_attn = -1;
 
-  /// KV quantisation: 0 none, 8 int8 (on the CPU only in this version), -1 as a workspace's
-  /// config.ini says, none elsewhere.
+  /// KV quantisation: 0 none, 8 int8, -1 as a workspace's config.ini says, none elsewhere.
   int32_t quant_policy = -1;
 
   /// CPU threads, the engine's own included; 0 = the cores this process may run on.

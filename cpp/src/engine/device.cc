@@ -107,10 +107,6 @@ DeviceChoice choose_device(const EngineConfig& config, ops::DType weights,
   if (problem.empty() && config.dtype == "float32") {
     problem = "a GPU computes in float16 or bfloat16, and dtype is \"float32\"";
   }
-  if (problem.empty() && config.quant_policy > 0) {
-    problem = "quant_policy = " + std::to_string(config.quant_policy) +
-              " (int8 KV) runs on the CPU only in this version";
-  }
   if (problem.empty()) problem = model_problem;
   if (problem.empty()) return {.gpu = gpu, .act_dtype = gpu_dtype(config, weights)};
   if (!automatic) unsupported(config, problem);

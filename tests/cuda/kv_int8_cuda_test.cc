@@ -1,0 +1,310 @@
+// An int8 pool on the GPU against the CPU's: what the QKV operation writes is equal to the bit, and
+// attention over it agrees, over widths, head groups, windows, ragged lengths, shuffled tables and
+// batches of decode tokens and chunks.
+#include <algorithm>
+#include <numeric>
+#include <optional>
+
+#include "ops_cuda.h"
+#include "tables.h"
+
+namespace treadle::cuda::testing {
+namespace {
+
+using ops::DType;
+using ops::KvPool;
+using ops::KvScale;
+
+struct Heads {
+  int heads, kv_heads, dim, window;
+};
+
+constexpr int kLayers = 2;
+constexpr int kLayer = 1;
+
+/// Sequences of a batch, with tables into a pool shared by all batches of a test.
+struct Batch {
+  std::vector<int32_t> begin{0}, context, tables, sequence, positions;
+  int stride = 0;
+  int decode = 0;
+  int longest_query = 0;
+
+  /// shapes: (query, context). Blocks are shuffled; sequence s has the same ones in every batch.
+  Batch(const std::vector<std::pair<int, int>>& shapes, int blocks) {
+    std::vector<int32_t> ids(blocks);
+    std::iota(ids.begin(), ids.end(), 0);
+    std::shuffle(ids.begin(), ids.end(), std::mt19937(3));
+    for (const auto& [query, length] : shapes) stride = std::max(stride, (length + 63) / 64);
+    int next = 0;
+    for (const auto& [query, length] : shapes) {
+      for (int b = 0; b < stride; ++b) tables.push_back(b * 64 < length ? ids.at(next++) : -1);
+      for (int i = 0; i < query; ++i) {
+        sequence.push_back(static_cast<int32_t>(context.size()));
+        positions.push_back(length - query + i);
+      }
+      if (query == 1 && decode == static_cast<int>(context.size())) ++decode;
+      context.push_back(length);
+      begin.push_back(begin.back() + query);
+      longest_query = std::max(longest_query, query);
+    }
+  }
+
+  int tokens() const { return begin.back(); }
+  ops::SequenceBatch params() const {
+    return {.num_tokens = tokens(),
+            .num_sequences = static_cast<int32_t>(context.size()),
+            .num_decode = decode,
+            .max_query_len = longest_query,
+            .max_context_len = *std::max_element(context.begin(), context.end()),
+            .query_begin = begin.data(),
+            .context_len = context.data(),
+            .block_tables = tables.data(),
+            .block_table_stride = stride,
+            .token_sequence = sequence.data(),
+            .positions = positions.data()};
+  }
+};
+
+/// A batch's arrays where the GPU computes.
+struct DeviceBatch {
+  Memory begin, context, tables, sequence, positions;
+  ops::SequenceBatch params;
+
+  DeviceBatch(const ops::Ops& gpu, const Batch& b)
+      : begin(gpu, b.begin.data(), b.begin.size() * 4),
+        context(gpu, b.context.data(), b.context.size() * 4),
+        tables(gpu, b.tables.data(), b.tables.size() * 4),
+        sequence(gpu, b.sequence.data(), b.sequence.size() * 4),
+        positions(gpu, b.positions.data(), b.positions.size() * 4),
+        params(b.params()) {
+    params.query_begin = begin.as<int32_t>();
+    params.context_len = context.as<int32_t>();
+    params.block_tables = tables.as<int32_t>();
+    params.token_sequence = sequence.as<int32_t>();
+    params.positions = positions.as<int32_t>();
+  }
+};
+
+/// The CPU keeps K as [head_dim][64], the GPU as [64][head_dim]: the CPU's pool in the GPU's order.
+std::vector<char> in_gpu_order(const KvPool& kv, const std::vector<char>& pool) {
+  std::vector<char> out = pool;
+  const auto dim = static_cast<size_t>(kv.head_dim);
+  for (int block = 0; block < kv.num_blocks; ++block) {
+    for (int layer = 0; layer < kv.num_layers; ++layer) {
+      for (int head = 0; head < kv.kv_heads; ++head) {
+        const size_t base = size_t(block) * kv.block_bytes() + size_t(layer) * kv.layer_elems() +
+                            size_t(head) * kv.head_elems();
+        for (size_t key = 0; key < 64; ++key) {
+          for (size_t d = 0; d < dim; ++d) out[base + key * dim + d] = pool[base + d * 64 + key];
+        }
+      }
+    }
+  }
+  return out;
+}
+
+class Problem {
+ public:
+  Problem(const Tables& t, const Heads& heads, const std::vector<std::pair<int, int>>& step)
+      : t_(t), heads_(heads), step_(step, kBlocks), written_(written(step), kBlocks) {
+    kv_ = {.dtype = DType::kI8,
+           .num_blocks = kBlocks,
+           .num_layers = kLayers,
+           .kv_heads = heads.kv_heads,
+           .head_dim = heads.dim};
+    name_ = label(t, "int8 KV") + " " + std::to_string(heads.heads) + "/" +
+            std::to_string(heads.kv_heads) + " dim " + std::to_string(heads.dim) + " window " +
+            std::to_string(heads.window);
+    cpu_pool_ = poison(kv_.block_bytes() * kBlocks);
+    gpu_pool_.emplace(t.gpu, cpu_pool_.data(), cpu_pool_.size());
+  }
+
+  /// Writes all keys. Without a norm and RoPE both compute on the same floats.
+  void write(const std::vector<KvScale>& ranges, float size, const std::string& what) {
+    const auto features = size_t(heads_.heads + 2 * heads_.kv_heads) * heads_.dim;
+    std::vector<float> qkv = random_values(t_.act, size_t(written_.tokens()) * features, 5, size);
+    for (size_t i = 0; i < 2 * features; ++i) qkv[i] = i % 7 < 3 ? 0.25F : qkv[i];
+    const size_t heads_end = features - size_t(heads_.dim);
+    for (int d = 0; d < heads_.dim; ++d) qkv[heads_end + d] = 1.5F;  // V of a head all equal
+    if (ranges.empty()) qkv[5 * features + heads_end + 3] = INFINITY;
+    const std::vector<char> bytes = encode(t_.act, qkv);
+    std::vector<float> cpu_q(size_t(written_.tokens()) * heads_.heads * heads_.dim);
+    Memory gpu_qkv(t_.gpu, bytes.data(), bytes.size());
+    Memory gpu_q(t_.gpu, cpu_q.size() * 2);
+    std::optional<Memory> gpu_ranges;
+    if (!ranges.empty()) gpu_ranges.emplace(t_.gpu, ranges.data(), ranges.size() * sizeof(KvScale));
+    const DeviceBatch batch(t_.gpu, written_);
+    ops::QkvParams p{.heads = heads_.heads,
+                     .kv_heads = heads_.kv_heads,
+                     .head_dim = heads_.dim,
+                     .layer = kLayer};
+    p.kv = kv_;
+    ops::QkvParams cpu = p;
+    cpu.qkv = qkv.data();
+    cpu.q_out = cpu_q.data();
+    cpu.kv.base = cpu_pool_.data();
+    cpu.kv_static = ranges.empty() ? nullptr : ranges.data();
+    cpu.batch = written_.params();
+    t_.cpu.qkv(t_.cpu.self, cpu, {});
+    ops::QkvParams gpu = p;
+    gpu.qkv = gpu_qkv.as<void>();
+    gpu.q_out = gpu_q.as<void>();
+    gpu.kv.base = gpu_pool_->as<void>();
+    gpu.kv_static = gpu_ranges ? gpu_ranges->as<KvScale>() : nullptr;
+    gpu.batch = batch.params;
+    t_.gpu.qkv(t_.gpu.self, gpu, {});
+    compare_pools(what);
+  }
+
+  /// Bytes are equal, but for a not-a-number, which has many.
+  void compare_pools(const std::string& what) {
+    const std::vector<char> want = in_gpu_order(kv_, cpu_pool_);
+    const std::vector<char> got = gpu_pool_->get();
+    size_t wrong = 0;
+    size_t finite = 0;
+    for (int block = 0; block < kBlocks; ++block) {
+      const size_t base = size_t(block) * kv_.block_bytes();
+      const size_t scales = base + kv_.scales_offset(0, 0, 0);
+      for (size_t i = base; i < scales; ++i) wrong += got[i] != want[i] ? 1 : 0;
+      for (size_t i = scales; i < base + kv_.block_bytes(); i += 4) {
+        float a = 0;
+        float b = 0;
+        std::memcpy(&a, &got[i], 4);
+        std::memcpy(&b, &want[i], 4);
+        finite += std::isfinite(b) ? 1 : 0;
+        wrong += a == b || (std::isnan(a) && std::isnan(b)) ? 0 : 1;
+      }
+    }
+    const size_t scales = size_t(written_.tokens()) * 2 * heads_.kv_heads * 2;
+    t_.report.check(wrong == 0, name_ + what + ": " + std::to_string(wrong) + " bytes differ");
+    t_.report.check(finite + 1 >= scales && finite <= scales,
+                    name_ + what + ": " + std::to_string(finite) + " parameters were written");
+  }
+
+  void attend() {
+    const size_t elements = size_t(step_.tokens()) * heads_.heads * heads_.dim;
+    const std::vector<float> q = random_values(t_.act, elements, 6);
+    const std::vector<char> bytes = encode(t_.act, q);
+    std::vector<float> want(elements);
+    Memory gpu_q(t_.gpu, bytes.data(), bytes.size());
+    Memory out(t_.gpu, elements * 2);
+    const DeviceBatch batch(t_.gpu, step_);
+    ops::AttentionParams p{.scale = 1.0F / std::sqrt(static_cast<float>(heads_.dim)),
+                           .window = heads_.window,
+                           .heads = heads_.heads,
+                           .kv_heads = heads_.kv_heads,
+                           .head_dim = heads_.dim,
+                           .layer = kLayer};
+    p.kv = kv_;
+    ops::AttentionParams cpu = p;
+    cpu.q = q.data();
+    cpu.out = want.data();
+    cpu.kv.base = cpu_pool_.data();
+    cpu.batch = step_.params();
+    t_.cpu.attention(t_.cpu.self, cpu, {});
+    ops::AttentionParams gpu = p;
+    gpu.q = gpu_q.as<void>();
+    gpu.out = out.as<void>();
+    gpu.kv.base = gpu_pool_->as<void>();
+    gpu.batch = batch.params;
+    const auto got = run_twice(t_, name_, out, [&] { t_.gpu.attention(t_.gpu.self, gpu, {}); });
+    // Probabilities and, in prefill, keys and values are rounded to the activations' type.
+    expect_near(t_, name_ + " attention", decode(t_.act, got), want, 4 * epsilon(t_.act),
+                t_.act == DType::kF16 ? 4e-3 : 3e-2);
+  }
+
+ private:
+  static constexpr int kBlocks = 64;
+
+  static std::vector<std::pair<int, int>> written(const std::vector<std::pair<int, int>>& step) {
+    std::vector<std::pair<int, int>> all;
+    for (const auto& [query, length] : step) all.emplace_back(length, length);
+    return all;
+  }
+
+  const Tables& t_;
+  Heads heads_;
+  Batch step_;
+  Batch written_;
+  KvPool kv_;
+  std::string name_;
+  std::vector<char> cpu_pool_;
+  std::optional<Memory> gpu_pool_;
+};
+
+const std::vector<std::pair<int, int>> kStep = {{1, 300}, {1, 1},     {1, 63},    {1, 64},
+                                                {1, 65},  {1, 517},   {40, 40},   {70, 200},
+                                                {1, 130}, {130, 300}, {129, 400}, {64, 64}};
+
+void test_sweep(const Tables& t) {
+  for (const Heads& heads :
+       {Heads{4, 2, 64, 0}, Heads{8, 8, 80, 0}, Heads{6, 2, 96, 0}, Heads{32, 8, 128, 0},
+        Heads{14, 2, 128, 0}, Heads{16, 1, 128, 0}, Heads{4, 1, 256, 0}, Heads{8, 2, 64, 100},
+        Heads{8, 2, 128, 70}, Heads{4, 4, 256, 33}, Heads{5, 1, 80, 64}}) {
+    Problem problem(t, heads, kStep);
+    problem.write({}, 1.0F, " with a broken head");
+    Problem sound(t, heads, kStep);
+    std::vector<KvScale> ranges;
+    for (int i = 0; i < 2 * heads.kv_heads; ++i) {
+      ranges.push_back({0.02F + 0.001F * float(i), i % 3 == 0 ? 0.0F : 0.1F * float(i % 4)});
+    }
+    sound.write(ranges, 1.0F, " with fixed ranges");
+    sound.attend();
+  }
+}
+
+/// Values of any size: what comes out is as near, relative to them.
+void test_sizes(const Tables& t) {
+  for (const float size : {1e-4F, 1e-2F, 30.0F}) {
+    Problem problem(t, {8, 2, 128, 0}, kStep);
+    problem.write({}, size, " of size " + std::to_string(size));
+  }
+}
+
+/// A padding token's block is -1: its K and V go nowhere.
+void test_padding(const Tables& t) {
+  KvPool kv{.dtype = DType::kI8, .num_blocks = 2, .num_layers = 1, .kv_heads = 1, .head_dim = 64};
+  const std::vector<char> nans = poison(kv.block_bytes() * 2);
+  Memory pool(t.gpu, nans.data(), nans.size());
+  const std::vector<char> values = encode(t.act, random_values(t.act, 3 * 64, 8));
+  Memory qkv(t.gpu, values.data(), values.size());
+  Memory q(t.gpu, 64 * 2);
+  const Batch one({{1, 1}}, 1);
+  DeviceBatch batch(t.gpu, one);
+  const int32_t none = -1;
+  batch.tables.set(&none, 4);
+  kv.base = pool.as<void>();
+  ops::QkvParams p{
+      .qkv = qkv.as<void>(), .q_out = q.as<void>(), .heads = 1, .kv_heads = 1, .head_dim = 64};
+  p.kv = kv;
+  p.batch = batch.params;
+  t.gpu.qkv(t.gpu.self, p, {});
+  t.report.check(pool.get() == nans, label(t, "padding") + " wrote to the pool");
+}
+
+/// A block with its scales moves in one copy.
+void test_copy(const Tables& t) {
+  KvPool kv{.dtype = DType::kI8, .num_blocks = 4, .num_layers = 3, .kv_heads = 2, .head_dim = 80};
+  std::vector<char> bytes(kv.block_bytes() * 4);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = char(i * 2654435761U >> 13);
+  Memory pool(t.gpu, bytes.data(), bytes.size());
+  kv.base = pool.as<void>();
+  t.gpu.copy_block(t.gpu.self, {.kv = kv, .src = 3, .dst = 1}, {});
+  std::vector<char> want = bytes;
+  std::copy_n(bytes.begin() + long(3 * kv.block_bytes()), kv.block_bytes(),
+              want.begin() + long(kv.block_bytes()));
+  t.report.check(pool.get() == want, "copy_block of int8");
+}
+
+}  // namespace
+}  // namespace treadle::cuda::testing
+
+int main() {
+  namespace test = treadle::cuda::testing;
+  return test::run_on_tables("kv_int8_cuda_test", [](const test::Tables& tables) {
+    test::test_sweep(tables);
+    test::test_sizes(tables);
+    test::test_padding(tables);
+    test::test_copy(tables);
+  });
+}
