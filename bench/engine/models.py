@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from bench.engine.gguf_writer import write_gguf
 from bench.engine.paths import DEMO_MODEL, ModelPaths
 
 RANDOM_415M = {
@@ -130,6 +129,8 @@ def _write_dummy_tokenizer(out: Path, vocab: int) -> None:
 
 
 def _convert(paths: ModelPaths) -> None:
+    from bench.engine.gguf_writer import write_gguf  # needs a package that only peers need
+
     if not paths.gguf.exists():
         write_gguf(paths.hf, paths.gguf)
     for out, quantization in ((paths.ct2_float32, "float32"), (paths.ct2_int8, "int8")):

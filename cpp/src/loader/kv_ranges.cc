@@ -19,6 +19,7 @@ void check_tensor(const std::vector<Tensor>& tensors, const model::ModelSpec& sp
   const std::vector<int64_t> shape = {spec.num_layers, 2, spec.num_kv_heads, 2};
   if (tensors.size() != 1 || tensors[0].name != kTensor) {
     std::vector<std::string> names;
+    names.reserve(tensors.size());
     for (const Tensor& tensor : tensors) names.push_back(tensor.name);
     fail_model(kFile, cat("has ", names.empty() ? "no tensor" : list_text(names),
                           ": must hold one tensor, ", quote(kTensor)));

@@ -79,8 +79,8 @@ examples:
 _CONVERT = """\
 Make a workspace: the model's weights as they are computed (QKV as one, gate and up as one, 4-bit
 weights unpacked from their format), its tokenizer and chat template, and a config.ini with options.
-It is used wherever a model directory is, gives the same tokens, and loads faster where the weights
-are 4-bit or come from a cold disk. In config.ini, quant_policy = 8 turns int8 KV on.
+It is used wherever a model directory is, gives the same tokens and loads faster, above all with
+4-bit weights of AWQ or GPTQ. In config.ini, quant_policy = 8 turns int8 KV on.
 
 examples:
   treadle convert models/llama --out workspace

@@ -52,12 +52,18 @@ std::vector<int64_t> column_order(int64_t out_features, bool silu_mul) {
 template <typename T>
 void pack_panel(const std::vector<const char*>& rows, const int64_t* columns, int64_t in_features,
                 T* panel) {
+  constexpr int64_t kLine = 64;
   constexpr int64_t kStrip = 64;  // the part of the panel being written stays in the first cache
   for (int64_t k = 0; k < in_features; k += kStrip) {
     const int64_t end = std::min(k + kStrip, in_features);
     for (int c = 0; c < kPanel; ++c) {
       if (columns[c] < 0) continue;  // allocated zeroed
       const T* row = reinterpret_cast<const T*>(rows[size_t(columns[c])]);
+      // The next strip, which may begin within a line: so many rows at a time are more streams than
+      // the hardware follows.
+      const int64_t next = std::min(end + kStrip, in_features);
+      for (int64_t i = end; i < next; i += kLine / sizeof(T)) __builtin_prefetch(row + i);
+      if (next > end) __builtin_prefetch(row + next - 1);
       for (int64_t i = k; i < end; ++i) std::memcpy(&panel[i * kPanel + c], row + i, sizeof(T));
     }
   }
@@ -84,17 +90,32 @@ std::vector<GroupRow> group_rows_of(const WeightPiece* pieces, int32_t count, in
 void pack_int4_panel(const std::vector<const char*>& rows, const std::vector<GroupRow>& groups_of,
                      const int64_t* columns, int64_t in_features, int64_t groups, char* panel) {
   constexpr int kHalf = kPanel / 2;
+  constexpr int64_t kStripBytes = 64;  // of a row; the strip of the panel fits the first cache
+  const int64_t row_bytes = in_features / 2;
+  const std::vector<uint8_t> padding(size_t(row_bytes), 0);
+  const auto row_of = [&](int c) {
+    return columns[c] < 0 ? padding.data()
+                          : reinterpret_cast<const uint8_t*>(rows[size_t(columns[c])]);
+  };
+  for (int64_t begin = 0; begin < row_bytes; begin += kStripBytes) {
+    const int64_t end = std::min(begin + kStripBytes, row_bytes);
+    const int64_t next = std::min(end, row_bytes - 1);
+    for (int c = 0; c < kHalf; ++c) {
+      const uint8_t* low = row_of(c);
+      const uint8_t* high = row_of(c + kHalf);
+      __builtin_prefetch(low + next);
+      __builtin_prefetch(high + next);
+      auto* to = reinterpret_cast<uint8_t*>(panel) + c;
+      for (int64_t i = begin; i < end; ++i) {
+        to[2 * i * kHalf] = static_cast<uint8_t>((low[i] & 15) | high[i] << 4);
+        to[(2 * i + 1) * kHalf] = static_cast<uint8_t>(low[i] >> 4 | (high[i] & 240));
+      }
+    }
+  }
   auto* scales = reinterpret_cast<float*>(panel + in_features * kHalf);
   float* zeros = scales + groups * kPanel;
   for (int c = 0; c < kPanel; ++c) {
     if (columns[c] < 0) continue;  // allocated zeroed
-    const auto* row = reinterpret_cast<const uint8_t*>(rows[size_t(columns[c])]);
-    auto* to = reinterpret_cast<uint8_t*>(panel) + c % kHalf;
-    const int up = c < kHalf ? 0 : 4;
-    for (int64_t k = 0; k < in_features; ++k) {
-      const int nibble = row[k / 2] >> (k % 2 * 4) & 15;
-      to[k * kHalf] = static_cast<uint8_t>(to[k * kHalf] | nibble << up);
-    }
     const GroupRow& from = groups_of[size_t(columns[c])];
     for (int64_t g = 0; g < groups; ++g) {
       scales[g * kPanel + c] = from.scales[g];
