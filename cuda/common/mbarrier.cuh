@@ -52,6 +52,19 @@ __device__ __forceinline__ void bulk_load(uint32_t dst, const void* src, int byt
       : "memory");
 }
 
+/// Position in a ring of stages, and the parity of the phase that its barriers are in.
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  int parity = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
 /// One box of a 2-D map to shared memory (aligned to 1024 bytes); completes on `barrier`.
 __device__ __forceinline__ void tma_load(uint32_t dst, const CUtensorMap* map, int column, int row,
                                          uint32_t barrier) {

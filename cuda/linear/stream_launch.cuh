@@ -18,12 +18,12 @@ void run(const ops::LinearParams& p, const Plan& plan, const Parts& parts, cudaS
   const auto k = static_cast<uint64_t>(w.in_features);
   const uint64_t row_bytes = k * sizeof(T);
   Args a{};
-  a.y = p.y;
-  a.bias = w.bias;
-  a.n = static_cast<int>(n);
-  a.columns = kGated ? a.n / 2 : a.n;
-  a.m = p.num_tokens;
-  a.add = p.add;
+  a.out = {.y = p.y,
+           .bias = w.bias,
+           .n = static_cast<int>(n),
+           .columns = static_cast<int>(kGated ? n / 2 : n),
+           .m = p.num_tokens,
+           .add = p.add};
   a.plan = plan;
   a.parts = parts;
   // Of a gated layer a tile has 8 gates, their 8 ups, the next 8 gates ...: then one thread has

@@ -11,7 +11,7 @@ constexpr int kMaxSplit = 8;
 constexpr int kMinSteps = 4;  // of a thread block
 
 size_t part_bytes() {
-  return static_cast<size_t>(device_info().sms) * stream::kRows * kStreamTokens * sizeof(float);
+  return static_cast<size_t>(device_info().sms) * stream::kMostSums * sizeof(float);
 }
 
 stream::Plan make_plan(const ops::LinearWeight& w) {

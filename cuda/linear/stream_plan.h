@@ -21,9 +21,12 @@ struct Plan {
   int blocks = 0;    // thread blocks: tiles * split, or with split = 1 at most tiles
 };
 
+// Most sums of a thread block: tiles of 4-bit weights have up to 256 rows and 128 tokens.
+constexpr int kMostSums = 2 * kRows * 128;
+
 /// Where the thread blocks of a tile exchange their parts.
 struct Parts {
-  float* sums = nullptr;    // [blocks][kRows * (16, 32, 64 or 128 tokens)]
+  float* sums = nullptr;    // [blocks][sums of a thread block]
   int* counters = nullptr;  // [tiles], zero between launches
 };
 

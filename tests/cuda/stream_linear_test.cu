@@ -11,26 +11,13 @@
 #include "check.h"
 #include "common/device.h"
 #include "common/dispatch.h"
-#include "common/handles.h"
-#include "common/vec.cuh"
+#include "device_array.cuh"
 #include "linear/stream_linear.h"
 
 namespace treadle::cuda::testing {
 namespace {
 
 using ops::DType;
-
-/// Values in (-scale, scale), a function of the place and the seed.
-template <class T>
-__global__ void fill_kernel(T* to, size_t n, uint32_t seed, float scale) {
-  for (size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x; i < n;
-       i += size_t(gridDim.x) * blockDim.x) {
-    uint64_t z = (i + 1) * 0x9E3779B97F4A7C15ULL + seed * 0xD1B54A32D192ED03ULL;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
-    to[i] = from_float<T>((static_cast<float>(z >> 40) * 0x1p-23F - 1.0F) * scale);
-  }
-}
 
 template <class T>
 __global__ void reference_kernel(const T* x, const T* w, const float* bias, double* y, int n,
@@ -44,33 +31,6 @@ __global__ void reference_kernel(const T* x, const T* w, const float* bias, doub
   }
   y[size_t(blockIdx.y) * n + column] = sum;
 }
-
-/// Device memory of `count` values of type T.
-template <class T>
-class Array {
- public:
-  explicit Array(size_t count) : count_(count), memory_(make_device_memory(count * sizeof(T))) {}
-  T* get() const { return static_cast<T*>(memory_.get()); }
-  size_t bytes() const { return count_ * sizeof(T); }
-  // Both wait, because the streams of the tests do not wait for the default stream.
-  void fill(uint32_t seed, float scale) {
-    fill_kernel<<<256, 256>>>(get(), count_, seed, scale);
-    check(cudaDeviceSynchronize(), "fill");
-  }
-  void poison() {
-    check(cudaMemset(get(), 0xff, bytes()), "poison");
-    check(cudaDeviceSynchronize(), "poison");
-  }
-  std::vector<T> host() const {
-    std::vector<T> values(count_);
-    check(cudaMemcpy(values.data(), get(), bytes(), cudaMemcpyDeviceToHost), "download");
-    return values;
-  }
-
- private:
-  size_t count_;
-  DeviceMemory memory_;
-};
 
 struct Shape {
   int n, k;
