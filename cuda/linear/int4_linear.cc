@@ -9,6 +9,7 @@
 #include "elementwise/elementwise.h"
 #include "linear/int4_pack.h"
 #include "linear/int4_skinny.h"
+#include "linear/int4_wgmma.h"
 #include "treadle/error.h"
 
 namespace treadle::cuda {
@@ -175,6 +176,7 @@ ops::LinearWeight make_int4_linear(Backend& b, const ops::WeightPiece* pieces, i
 
 void int4_product(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
   if (supports_int4_skinny(p)) return int4_skinny_linear(p, b.act, stream);
+  if (supports_int4_wgmma(p)) return int4_wgmma(p, b.act, b.streaming, stream);
   dequantised_product(b, p, stream);
 }
 

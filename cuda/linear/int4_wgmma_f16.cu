@@ -1,0 +1,12 @@
+#include "linear/int4_wgmma_launch.cuh"
+
+namespace treadle::cuda::int4::wgmma {
+
+bool built() { return true; }
+
+void launch_f16(const ops::LinearParams& p, const Plan& plan, const stream::Parts& parts,
+                cudaStream_t stream) {
+  dispatch<__half>(p, plan, parts, stream);
+}
+
+}  // namespace treadle::cuda::int4::wgmma
