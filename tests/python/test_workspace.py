@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import reference
 import test_quantized
 import treadle
+from devices import Device
 from treadle import Engine, EngineConfig
 from treadle.cli.main import main
 from treadle.errors import (
@@ -81,6 +82,16 @@ def test_it_is_the_same_model(converted: Path, demo_path: str) -> None:
             assert getattr(engine.info, name) == getattr(original.info, name)
     with treadle.pipeline(converted, device="cpu") as pipe:
         assert "85" in pipe(QUESTION, do_sample=False).text
+
+
+def test_it_loads_on_every_device(device: Device, converted: Path, demo_path: str) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False, "logprobs": 1}
+    contents = []
+    for path in (demo_path, converted):
+        with device.load(path, max_batch_size=2) as engine:
+            prompt = engine.tokenizer.encode(engine.model.get_prompt(QUESTION))
+            contents.append(device.content([reference.run(engine, prompt, **options)]))
+    assert contents[0] == contents[1]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ struct EngineFactory;  // internal
 /// Thread safe: any method may be called from any thread at any time.
 class TREADLE_API Engine {
  public:
-  /// Loads a Hugging Face directory (config.json + safetensors). Throws Error.
+  /// Loads a Hugging Face directory (config.json + safetensors) or a workspace. Throws Error.
   static std::unique_ptr<Engine> load(const std::string& path, const EngineConfig& config = {});
 
   /// Shuts down at once: live requests end with kShutdown.
