@@ -79,8 +79,8 @@ examples:
 _CONVERT = """\
 Make a workspace: the model's weights as they are computed (QKV as one, gate and up as one, 4-bit
 weights unpacked from their format), its tokenizer and chat template, and a config.ini with options.
-It is used wherever a model directory is, gives the same tokens and loads faster, above all with
-4-bit weights of AWQ or GPTQ. In config.ini, quant_policy = 8 turns int8 KV on.
+It is used wherever a model directory is and gives the same tokens. 4-bit weights load about twice
+as fast from it. In config.ini, quant_policy = 8 turns int8 KV on.
 
 examples:
   treadle convert models/llama --out workspace
@@ -180,7 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
     ppl.add_argument("--json", metavar="FILE", help="write the result there, too")
     options.add_engine(ppl)
 
-    convert = command("convert", "make a workspace, which loads faster", _CONVERT)
+    convert = command("convert", "make a workspace: weights as computed, and options", _CONVERT)
     convert.add_argument("--out", metavar="DIR", required=True, help="the new directory")
     options.add_workspace(convert)
     lite.add_parsers(commands)
