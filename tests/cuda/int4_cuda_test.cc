@@ -277,8 +277,8 @@ void test_layer(const Tables& t, const Checkpoint& from, bool silu, bool with_bi
 }
 
 void test_products(const Tables& t) {
-  const Shape shapes[] = {{96, 64},     {1000, 264}, {768, 256},  {64, 40},
-                          {2048, 4096}, {37, 512},   {24, 12288}, {4112, 1152}};
+  const Shape shapes[] = {{96, 64},  {1000, 264}, {768, 256},   {64, 40},    {2048, 4096},
+                          {37, 512}, {24, 12288}, {4112, 4096}, {4112, 1152}};
   for (const Shape& s : shapes) {
     for (const int group : {32, 64, 128, s.k}) {
       if (s.k % group != 0) continue;

@@ -49,6 +49,7 @@ int run_on_tables(const char* program, const Tests& tests) {
     return 77;
   }
   Report report;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   const ops::Ops cpu = ops::cpu_ops(0);
   for (const ops::DType act : {ops::DType::kF16, ops::DType::kBF16}) {
     const ops::Ops gpu = ops::cuda_ops(0, act);
