@@ -272,7 +272,8 @@ __device__ __forceinline__ void consume(const Args& a, const Layout<S>& layout) 
     if (s.part < 0) {
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        stream::store<T, Out, kGated>(out, acc[block], row + block * kBlockTiles * 16, first, 1);
+        stream::store_chunks<T, Out, kGated>(out, acc[block], row + block * kBlockTiles * 16, first,
+                                             1);
       }
     } else {
       const stream::Exchange<kBlocks, kVectors, kVectors / 2, S::kConsumers> exchange(
@@ -284,8 +285,8 @@ __device__ __forceinline__ void consume(const Args& a, const Layout<S>& layout) 
       for (int block = 0; block < kBlocks; ++block) {
         float sums[kVectors / 2][4];
         exchange.add_up(sums, block);
-        stream::store<T, Out, kGated>(out, sums, row + block * kBlockTiles * 16, first + s.part,
-                                      a.plan.split);
+        stream::store_chunks<T, Out, kGated>(out, sums, row + block * kBlockTiles * 16,
+                                             first + s.part, a.plan.split);
       }
       exchange.part();
     }

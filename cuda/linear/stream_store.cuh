@@ -33,6 +33,86 @@ __device__ __forceinline__ float high_of(uint32_t pair) {
   return to_float(__builtin_bit_cast(T, static_cast<uint16_t>(pair >> 16)));
 }
 
+/// Stores some of the sums that a warp has of a tile, which is 16 rows of W from `row` on, or when
+/// gated 8 columns of y from row / 2 on: kCount groups of 8 tokens, every `stride`-th from the
+/// `first` group of y on.
+template <class T, class Out, bool kGated, int kCount>
+__device__ __forceinline__ void store(const Output& a, const float (&sums)[kCount][4], int row,
+                                      int first, int stride) {
+  const int lane = threadIdx.x % 32;
+  const int group = lane / 4;
+  const int quad = lane % 4;
+  float bias[2] = {0.0F, 0.0F};
+  if (a.bias != nullptr) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int at = kGated ? row / 2 + group + half * a.columns : row + group + half * 8;
+      if (at < a.n) bias[half] = a.bias[at];
+    }
+  }
+  // Sums are pairs of tokens of one column; memory wants pairs of columns of one token.
+  const auto place = [&](int i, int half) {
+    const int token = 8 * (first + i * stride) + group;
+    const int column = kGated ? row / 2 + 2 * quad : row + 8 * half + 2 * quad;
+    return token < a.m && column < a.columns
+               ? reinterpret_cast<uint32_t*>(static_cast<T*>(a.y) + size_t(token) * a.columns +
+                                             column)
+               : nullptr;
+  };
+  if constexpr (std::is_same_v<Out, float>) {
+    float* y = static_cast<float*>(a.y);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int token = 8 * (first + i * stride) + 2 * quad + j % 2;
+        const int column = row + group + j / 2 * 8;
+        if (token < a.m && column < a.n) y[size_t(token) * a.n + column] = sums[i][j] + bias[j / 2];
+      }
+    }
+  } else if constexpr (kGated) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      float h[2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        // As the two kernels of a larger batch do it: gate and up are rounded on the way.
+        h[j] = silu(to_float(from_float<T>(sums[i][j] + bias[0]))) *
+               to_float(from_float<T>(sums[i][2 + j] + bias[1]));
+      }
+      const uint32_t pair = transpose(pack2<T>(h[0], h[1]));
+      if (uint32_t* to = place(i, 0)) *to = pair;
+    }
+  } else {
+    constexpr int kBatch = kCount < 4 ? kCount : 4;  // groups whose loads wait for memory together
+    static_assert(kCount % kBatch == 0);
+#pragma unroll
+    for (int begin = 0; begin < kCount; begin += kBatch) {
+      uint32_t old[kBatch][2];
+      if (a.add) {
+#pragma unroll
+        for (int i = 0; i < 2 * kBatch; ++i) {
+          const uint32_t* from = place(begin + i / 2, i % 2);
+          old[i / 2][i % 2] = from != nullptr ? *from : 0;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2 * kBatch; ++i) {
+        const float* sum = sums[begin + i / 2] + i % 2 * 2;
+        float low = sum[0] + bias[i % 2];
+        float high = sum[1] + bias[i % 2];
+        if (a.add) {
+          const uint32_t pair = transpose(old[i / 2][i % 2]);
+          low += low_of<T>(pair);
+          high += high_of<T>(pair);
+        }
+        const uint32_t pair = transpose(pack2<T>(low, high));
+        if (uint32_t* to = place(begin + i / 2, i % 2)) *to = pair;
+      }
+    }
+  }
+}
+
 /// The 4x4 matrix of registers that four neighbouring lanes hold, transposed.
 __device__ __forceinline__ void transpose_quad(uint32_t (&r)[4]) {
   const auto swap = [](uint32_t& low, uint32_t& high, int lanes) {
@@ -50,39 +130,28 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&r)[4]) {
   swap(r[1], r[3], 2);
 }
 
-/// Stores some of the sums that a warp has of a tile, which is 16 rows of W from `row` on, or when
-/// gated 8 columns of y from row / 2 on: kCount groups of 8 tokens, every `stride`-th from the
-/// `first` group of y on. Rows of y are aligned to 16 bytes.
+/// What store() does, by 16 bytes. Rows of y are aligned to 16 bytes.
 ///
 /// Sums are pairs of tokens of one column; memory wants columns of one token. So they are
 /// transposed to pieces of two columns, four of which, in the lanes of a quad, are a chunk of 16
 /// bytes. Four chunks are transposed once more, so that each lane has one.
 template <class T, class Out, bool kGated, int kCount>
-__device__ __forceinline__ void store(const Output& a, const float (&sums)[kCount][4], int row,
-                                      int first, int stride) {
-  const int lane = threadIdx.x % 32;
-  const int group = lane / 4;
-  const int quad = lane % 4;
-  float bias[2] = {0.0F, 0.0F};
-  if (a.bias != nullptr) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int at = kGated ? row / 2 + group + half * a.columns : row + group + half * 8;
-      if (at < a.n) bias[half] = a.bias[at];
-    }
-  }
+__device__ __forceinline__ void store_chunks(const Output& a, const float (&sums)[kCount][4],
+                                             int row, int first, int stride) {
   if constexpr (std::is_same_v<Out, float>) {
-    float* y = static_cast<float*>(a.y);
+    store<T, Out, kGated>(a, sums, row, first, stride);
+  } else {
+    const int lane = threadIdx.x % 32;
+    const int group = lane / 4;
+    const int quad = lane % 4;
+    float bias[2] = {0.0F, 0.0F};
+    if (a.bias != nullptr) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int token = 8 * (first + i * stride) + 2 * quad + j % 2;
-        const int column = row + group + j / 2 * 8;
-        if (token < a.m && column < a.n) y[size_t(token) * a.n + column] = sums[i][j] + bias[j / 2];
+      for (int half = 0; half < 2; ++half) {
+        const int at = kGated ? row / 2 + group + half * a.columns : row + group + half * 8;
+        if (at < a.n) bias[half] = a.bias[at];
       }
     }
-  } else {
     constexpr int kChunks = kGated ? kCount : 2 * kCount;
     const auto chunk_of = [&](int c) {  // null outside y
       const int token = 8 * (first + (kGated ? c : c / 2) * stride) + group;
