@@ -1,7 +1,5 @@
 #include "linear/matmul.h"
 
-#include <array>
-#include <limits>
 #include <string>
 
 #include "common/check.h"
@@ -13,9 +11,6 @@ void check_lt(const CublasLt& lt, cublasStatus_t status, const std::string& what
   if (status == CUBLAS_STATUS_SUCCESS) return;
   throw Error(ErrorCode::kDevice, what + ": " + lt.status_string(status));
 }
-
-// From so many tokens on, algorithms are timed.
-constexpr int64_t kTimedTokens = 512;
 
 /// Token counts that share an algorithm: the largest of the bucket that m is in.
 int64_t bucket_of(int64_t m) {
@@ -108,7 +103,7 @@ Matmul::~Matmul() {
   lt_.destroy(handle_);
 }
 
-Matmul::Plan& Matmul::plan_for(const MatmulParams& p, cudaStream_t stream) {
+Matmul::Plan& Matmul::plan_for(const MatmulParams& p) {
   const int64_t bucket = bucket_of(p.m);
   const bool with_bias = p.bias != nullptr;
   std::unique_ptr<Plan>& slot =
@@ -137,74 +132,35 @@ Matmul::Plan& Matmul::plan_for(const MatmulParams& p, cudaStream_t stream) {
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, uint32_t{16});
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, uint32_t{16});
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, uint32_t{16});
-  std::array<cublasLtMatmulHeuristicResult_t, 8> found{};
+  cublasLtMatmulHeuristicResult_t found{};
   int count = 0;
-  const cublasStatus_t status =
-      lt_.heuristic(handle_, plan->desc, plan->w, x.get(), y.get(), y.get(), preference.get(),
-                    static_cast<int>(found.size()), found.data(), &count);
+  const cublasStatus_t status = lt_.heuristic(handle_, plan->desc, plan->w, x.get(), y.get(),
+                                              y.get(), preference.get(), 1, &found, &count);
   const std::string shape = std::to_string(p.m) + " x " + std::to_string(p.n) + " x " +
                             std::to_string(p.k) + (with_bias ? " with bias" : "");
   check_lt(lt_, status, "choose an algorithm for a product of " + shape);
   if (count == 0) throw Error(ErrorCode::kDevice, "cuBLASLt has no algorithm for " + shape);
-  plan->algo = fastest(*plan, {found.data(), static_cast<size_t>(count)}, p, stream);
+  plan->algo = found.algo;
   slot = std::move(plan);
   return *slot;
 }
 
-cublasStatus_t Matmul::multiply(const Plan& plan, const cublasLtMatmulAlgo_t& algo,
-                                const MatmulParams& p, void* out, cudaStream_t stream) {
-  const Layout x(lt_, act_, p.k, p.m, p.k);
-  const Layout y(lt_, p.float_output ? CUDA_R_32F : act_, p.n, p.m, stride_of(p));
-  const float one = 1.0F;
-  const float of_y = p.add ? 1.0F : 0.0F;
-  return lt_.matmul(handle_, plan.desc, &one, p.w, plan.w, p.x, x.get(), &of_y, p.y, y.get(), out,
-                    y.get(), &algo, workspace_.get(), kWorkspaceBytes, stream);
-}
-
-cublasLtMatmulAlgo_t Matmul::fastest(const Plan& plan,
-                                     std::span<const cublasLtMatmulHeuristicResult_t> candidates,
-                                     const MatmulParams& p, cudaStream_t stream) {
-  const cublasLtMatmulAlgo_t first = candidates[0].algo;
-  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  check(cudaStreamIsCapturing(stream, &capture), "ask whether a stream is capturing");
-  if (p.m < kTimedTokens || capture != cudaStreamCaptureStatusNone) return first;
-  // y may be what is added to: the results of the trials go elsewhere.
-  void* memory = nullptr;
-  const size_t bytes = static_cast<size_t>(p.m * stride_of(p)) * (p.float_output ? 4 : 2);
-  if (cudaMalloc(&memory, bytes) != cudaSuccess) {
-    (void)cudaGetLastError();  // remembered otherwise
-    return first;
-  }
-  const DeviceMemory out(memory);
-  const EventHandle begin = make_event(true);
-  const EventHandle end = make_event(true);
-  cublasLtMatmulAlgo_t best = first;
-  float best_ms = std::numeric_limits<float>::infinity();
-  for (const cublasLtMatmulHeuristicResult_t& candidate : candidates) {
-    for (int trial = 0; trial < 3; ++trial) {  // the first one loads the kernel
-      check(cudaEventRecord(begin.get(), stream), "record an event");
-      if (multiply(plan, candidate.algo, p, out.get(), stream) != CUBLAS_STATUS_SUCCESS) break;
-      check(cudaEventRecord(end.get(), stream), "record an event");
-      check(cudaEventSynchronize(end.get()), "time a product");
-      float ms = 0.0F;
-      check(cudaEventElapsedTime(&ms, begin.get(), end.get()), "time a product");
-      if (trial == 0 || ms >= best_ms) continue;
-      best_ms = ms;
-      best = candidate.algo;
-    }
-  }
-  return best;
-}
-
 void Matmul::run(const MatmulParams& p, cudaStream_t stream) {
   if (p.m <= 0 || p.n <= 0) return;
-  Plan& plan = plan_for(p, stream);
+  Plan& plan = plan_for(p);
   if (p.bias != nullptr) {
     check_lt(lt_,
              lt_.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p.bias, sizeof p.bias),
              "describe a product");
   }
-  check_lt(lt_, multiply(plan, plan.algo, p, p.y, stream), "matrix product");
+  const Layout x(lt_, act_, p.k, p.m, p.k);
+  const Layout y(lt_, p.float_output ? CUDA_R_32F : act_, p.n, p.m, stride_of(p));
+  const float one = 1.0F;
+  const float of_y = p.add ? 1.0F : 0.0F;
+  check_lt(lt_,
+           lt_.matmul(handle_, plan.desc, &one, p.w, plan.w, p.x, x.get(), &of_y, p.y, y.get(), p.y,
+                      y.get(), &plan.algo, workspace_.get(), kWorkspaceBytes, stream),
+           "matrix product");
 }
 
 }  // namespace treadle::cuda

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <span>
 #include <tuple>
 
 #include <cuda_runtime_api.h>
@@ -42,17 +41,11 @@ class Matmul {
   static constexpr size_t kWorkspaceBytes = size_t{64} << 20;
 
  private:
-  // Algorithms are chosen once for all token counts of a bucket, so that within a process a result
-  // depends on the bucket and not on what was computed before. For many tokens a few candidates are
-  // timed, unless the product is being recorded.
+  // An algorithm is chosen once for all token counts of a bucket, so that a result depends on the
+  // bucket and not on what was computed before.
   using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, bool, bool, bool>;
   struct Plan;
-  Plan& plan_for(const MatmulParams& p, cudaStream_t stream);
-  cublasStatus_t multiply(const Plan& plan, const cublasLtMatmulAlgo_t& algo, const MatmulParams& p,
-                          void* out, cudaStream_t stream);
-  cublasLtMatmulAlgo_t fastest(const Plan& plan,
-                               std::span<const cublasLtMatmulHeuristicResult_t> candidates,
-                               const MatmulParams& p, cudaStream_t stream);
+  Plan& plan_for(const MatmulParams& p);
 
   const CublasLt& lt_;
   const cudaDataType_t act_;
