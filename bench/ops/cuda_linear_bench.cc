@@ -1,5 +1,6 @@
-// Linear layers of common models at decode batches: the streaming product beside cuBLASLt (with the
-// gated activation as its second kernel) and beside the time in which the weights can be read.
+// Linear layers of common models: the streaming product at decode batches and the tiled one at more
+// tokens, each beside cuBLASLt (with the gated activation as its second kernel), the former beside
+// the time in which the weights can be read, too.
 //
 // Times are medians of replayed graphs, each of launches that rotate over weights past the L2 cache
 // and follow each other without a pause, as in a model.
@@ -13,6 +14,7 @@
 #include "graph_timing.h"
 #include "linear/matmul.h"
 #include "linear/stream_linear.h"
+#include "linear/tile_linear.h"
 
 namespace treadle::cuda {
 namespace {
@@ -32,7 +34,7 @@ constexpr Shape kShapes[] = {
     {"0.5b gate_up", 9728, 896, true, false}, {"0.5b down", 896, 4864, false, true},
 };
 constexpr int kTokens[] = {12, 16, 32, 64, 128};
-constexpr int kMaxTokens = 128;
+constexpr int kManyTokens[] = {192, 256, 384, 512, 640, 1024, 2048, 8192};
 
 DeviceMemory upload(const std::vector<uint16_t>& host, size_t count) {
   DeviceMemory memory = make_device_memory(count * 2);
@@ -40,52 +42,93 @@ DeviceMemory upload(const std::vector<uint16_t>& host, size_t count) {
   return memory;
 }
 
-void bench(const Shape& s, Matmul& matmul, const StreamWorkspace& workspace, cudaStream_t stream) {
-  const size_t elements = size_t(s.n) * s.k;
-  const std::vector<uint16_t> host = random_halves(std::max(elements, size_t{kMaxTokens} * s.k));
-  const bool float_output = s.n > 100000;
-  const int copies =
-      static_cast<int>(std::clamp<size_t>((size_t{200} << 20) / (elements * 2), 2, 64));
+class Layer {
+ public:
+  Layer(const Shape& shape, int most_tokens)
+      : s(shape),
+        copies(static_cast<int>(std::clamp<size_t>((size_t{200} << 20) / bytes(), 2, 64))),
+        float_output(s.n > 100000),
+        y(make_device_memory(size_t(most_tokens) * s.n * (float_output ? 4 : 2))),
+        both(make_device_memory(size_t(most_tokens) * s.n * 2)) {
+    const std::vector<uint16_t> host =
+        random_halves(std::max(bytes() / 2, size_t(most_tokens) * s.k));
+    x = upload(host, size_t(most_tokens) * s.k);
+    for (int i = 0; i < copies; ++i) {
+      memory.push_back(upload(host, bytes() / 2));
+      ops::LinearWeight& w = weights.emplace_back();
+      w.data = memory.back().get();
+      w.out_features = s.n;
+      w.in_features = s.k;
+      w.dtype = ops::DType::kF16;
+    }
+  }
+  size_t bytes() const { return size_t(s.n) * s.k * 2; }
+  ops::LinearParams params(int m, int i) const {
+    return {.x = x.get(),
+            .weight = &weights[size_t(i % copies)],
+            .y = y.get(),
+            .num_tokens = m,
+            .silu_mul = s.gated,
+            .add = s.add,
+            .float_output = float_output};
+  }
+
+  /// Seconds of cuBLASLt, with the activation; in the pieces that fit its L2 cache.
+  double cublas(Matmul& matmul, int m, int launches, cudaStream_t stream) const {
+    constexpr int kPiece = 2048;
+    return graph_seconds(stream, launches, [&](int i) {
+      for (int begin = 0; begin < m; begin += kPiece) {
+        const int count = std::min(kPiece, m - begin);
+        void* to = s.gated ? both.get() : y.get();
+        matmul.run({.x = static_cast<const char*>(x.get()) + size_t(begin) * s.k * 2,
+                    .w = weights[size_t(i % copies)].data,
+                    .y = to,
+                    .m = count,
+                    .n = s.n,
+                    .k = s.k,
+                    .float_output = float_output,
+                    .add = s.add},
+                   stream);
+        if (s.gated) silu_mul(to, y.get(), count, s.n / 2, ops::DType::kF16, stream);
+      }
+    });
+  }
+
+  const Shape s;
+  const int copies;
+  const bool float_output;
   std::vector<DeviceMemory> memory;
   std::vector<ops::LinearWeight> weights;
-  for (int i = 0; i < copies; ++i) {
-    memory.push_back(upload(host, elements));
-    ops::LinearWeight& w = weights.emplace_back();
-    w.data = memory.back().get();
-    w.out_features = s.n;
-    w.in_features = s.k;
-    w.dtype = ops::DType::kF16;
-  }
-  const DeviceMemory x = upload(host, size_t{kMaxTokens} * s.k);
-  const DeviceMemory y = make_device_memory(size_t{kMaxTokens} * s.n * 4);
-  const DeviceMemory both = make_device_memory(size_t{kMaxTokens} * s.n * 2);
-  const int launches = std::max(copies, 8);
-  std::printf("%-13s %6d x %5d %8.1f", s.name, s.n, s.k, double(elements) * 2e6 / kReadLimit);
+  DeviceMemory x;
+  DeviceMemory y;
+  DeviceMemory both;  // gates and ups
+};
+
+void bench_few(const Shape& s, Matmul& matmul, const StreamWorkspace& workspace,
+               cudaStream_t stream) {
+  const Layer layer(s, kTokens[std::size(kTokens) - 1]);
+  const int launches = std::max(layer.copies, 8);
+  std::printf("%-13s %6d x %5d %8.1f", s.name, s.n, s.k, double(layer.bytes()) * 1e6 / kReadLimit);
   for (const int m : kTokens) {
-    const double lt = graph_seconds(stream, launches, [&](int i) {
-      void* to = s.gated ? both.get() : y.get();
-      matmul.run({.x = x.get(),
-                  .w = weights[size_t(i % copies)].data,
-                  .y = to,
-                  .m = m,
-                  .n = s.n,
-                  .k = s.k,
-                  .float_output = float_output,
-                  .add = s.add},
-                 stream);
-      if (s.gated) silu_mul(to, y.get(), m, s.n / 2, ops::DType::kF16, stream);
-    });
+    const double lt = layer.cublas(matmul, m, launches, stream);
     const double streamed = graph_seconds(stream, launches, [&](int i) {
-      stream_linear({.x = x.get(),
-                     .weight = &weights[size_t(i % copies)],
-                     .y = y.get(),
-                     .num_tokens = m,
-                     .silu_mul = s.gated,
-                     .add = s.add,
-                     .float_output = float_output},
-                    ops::DType::kF16, workspace, stream);
+      stream_linear(layer.params(m, i), ops::DType::kF16, workspace, stream);
     });
     std::printf("   %6.1f %6.1f", lt * 1e6, streamed * 1e6);
+  }
+  std::printf("\n");
+}
+
+void bench_many(const Shape& s, Matmul& matmul, cudaStream_t stream) {
+  const Layer layer(s, kManyTokens[std::size(kManyTokens) - 1]);
+  std::printf("%-13s %6d x %5d", s.name, s.n, s.k);
+  for (const int m : kManyTokens) {
+    const int launches = m > 2048 ? 2 : 6;
+    const double lt = layer.cublas(matmul, m, launches, stream);
+    const double tiled = graph_seconds(stream, launches, [&](int i) {
+      tile_linear(layer.params(m, i), ops::DType::kF16, stream);
+    });
+    std::printf("   %6.1f %6.1f", lt * 1e6, tiled * 1e6);
   }
   std::printf("\n");
 }
@@ -106,6 +149,12 @@ int main() {
   std::printf("microseconds; %-17s%8s", "N x K", "floor");
   for (const int m : gpu::kTokens) std::printf("   %3d lt   own", m);
   std::printf("\n");
-  for (const gpu::Shape& s : gpu::kShapes) gpu::bench(s, matmul, workspace, stream.get());
+  for (const gpu::Shape& s : gpu::kShapes) gpu::bench_few(s, matmul, workspace, stream.get());
+  std::printf("\n%-31s", "gated, tiled; microseconds");
+  for (const int m : gpu::kManyTokens) std::printf("  %4d lt   own", m);
+  std::printf("\n");
+  for (const gpu::Shape& s : gpu::kShapes) {
+    if (s.gated) gpu::bench_many(s, matmul, stream.get());
+  }
   return 0;
 }

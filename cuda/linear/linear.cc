@@ -1,11 +1,12 @@
-// Linear layers: weights as the checkpoint stores them, [N][K] of act; a path for a few tokens, and
-// cuBLASLt for the rest. 4-bit weights have a file of their own.
+// Linear layers: weights as the checkpoint stores them, [N][K] of act; paths for few tokens and for
+// gated layers of many, and cuBLASLt for the rest. 4-bit weights have a file of their own.
 #include <algorithm>
 #include <cstring>
 #include <string>
 #include <vector>
 
 #include "backend.h"
+#include "common/device.h"
 #include "common/dispatch.h"
 #include "elementwise/elementwise.h"
 #include "linear/convert.h"
@@ -13,14 +14,19 @@
 #include "linear/int4_pack.h"
 #include "linear/skinny.h"
 #include "linear/stream_linear.h"
+#include "linear/tile_linear.h"
 #include "treadle/error.h"
 
 namespace treadle::cuda {
 namespace {
 
-// Layers go through in pieces of so many tokens. That bounds the scratch, and cuBLASLt's rate falls
-// off when the activations of a deep layer outgrow the L2 cache.
-constexpr int64_t kChunkTokens = 2048;
+// Layers go through in pieces of so many tokens, which bounds the scratch for normalised or
+// gathered inputs and for gates and ups.
+constexpr int64_t kPieceTokens = 2048;
+
+/// Dense layers that leave no gates and ups: larger pieces are up to 1% faster, and Hopper GPUs
+/// have the memory.
+int64_t large_piece_tokens() { return device_info().capability == 90 ? 8192 : kPieceTokens; }
 
 /// The bias twice: [N] floats, then [N] of act for the epilogue of cuBLASLt.
 float* upload_bias(Backend& b, const float* bias, int64_t n) {
@@ -76,7 +82,7 @@ ops::LinearWeight make_dense(Backend& b, const ops::WeightPiece* pieces, int32_t
   return w;
 }
 
-/// The layer without its norm, at most kChunkTokens of it.
+/// A piece of the layer without its norm.
 void product(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
   if (p.weight->format == ops::WeightFormat::kInt4Group) return int4_product(b, p, stream);
   if (supports_skinny_linear(p)) return skinny_linear(p, b.act, stream);
@@ -109,11 +115,12 @@ ops::LinearWeight make_linear(Backend& b, const ops::WeightPiece* pieces, int32_
   DeviceMemory order(w.group_of);
   const cudaStream_t stream = b.own_stream.get();
   // Now, because a step that is being recorded cannot allocate.
-  const size_t x_bytes = static_cast<size_t>(kChunkTokens * in_features) * 2;
+  const int64_t tokens = four_bits ? kPieceTokens : large_piece_tokens();
+  const size_t x_bytes = static_cast<size_t>(tokens * in_features) * 2;
   b.normed.reserve(x_bytes, stream);
   if (w.group_of != nullptr) b.gathered.reserve(x_bytes, stream);
   if (silu_mul) {
-    b.gate_up.reserve(static_cast<size_t>(kChunkTokens * w.out_features) * 2, stream);
+    b.gate_up.reserve(static_cast<size_t>(kPieceTokens * w.out_features) * 2, stream);
   }
   if (bias != nullptr) w.bias = upload_bias(b, bias, w.out_features);
   (void)data.release();
@@ -126,8 +133,11 @@ void linear(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
   const int64_t columns = p.silu_mul ? p.weight->out_features / 2 : p.weight->out_features;
   const int64_t x_bytes = p.weight->in_features * 2;
   const int64_t y_bytes = columns * (p.float_output ? 4 : 2);
+  const bool tiled = prefers_tile_linear(p);
+  const bool large = p.weight->format == ops::WeightFormat::kDense && (!p.silu_mul || tiled);
+  const int64_t most = large ? large_piece_tokens() : kPieceTokens;
   // Equal chunks, in whole tiles.
-  const int64_t chunks = (p.num_tokens + kChunkTokens - 1) / kChunkTokens;
+  const int64_t chunks = (p.num_tokens + most - 1) / most;
   const int64_t tokens = ((p.num_tokens + chunks - 1) / chunks + 15) / 16 * 16;
   for (int64_t begin = 0; begin < p.num_tokens; begin += tokens) {
     ops::LinearParams chunk = p;
@@ -136,7 +146,11 @@ void linear(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
     chunk.y = static_cast<char*>(p.y) + begin * y_bytes;
     if (p.norm != nullptr) chunk.x = normalise(b, chunk, stream);
     if (p.weight->group_of != nullptr) chunk.x = gather(b, chunk, stream);
-    product(b, chunk, stream);
+    if (tiled) {
+      tile_linear(chunk, b.act, stream);
+    } else {
+      product(b, chunk, stream);
+    }
   }
 }
 

@@ -152,13 +152,18 @@ void test_linear(const Tables& t, bool small) {
   }
 }
 
-// More tokens than are normalised or gated at a time.
+// More tokens than are normalised or gated at a time. A bias keeps the activation a kernel of its
+// own.
 void test_chunks(const Tables& t) {
   const Shape s{768, 512};
   for (const bool silu : {false, true}) {
-    const Layer layer(t, s, silu, true);
-    check_product(t, label(t, "linear") + " 2100x768x512 norm" + (silu ? " silu" : ""), layer, 2100,
-                  silu, {true, !silu, false});
+    for (const int m : {2100, 8300}) {
+      const bool with_bias = !silu || m == 2100;
+      const Layer layer(t, s, silu, with_bias);
+      const std::string name = label(t, "linear") + " " + std::to_string(m) + "x768x512 norm" +
+                               (silu ? " silu" : "") + (with_bias ? " bias" : "");
+      check_product(t, name, layer, m, silu, {true, !silu, false});
+    }
   }
 }
 

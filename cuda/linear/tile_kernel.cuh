@@ -1,0 +1,289 @@
+// The kernel of tile_linear.h (sm_90a): y = x W^T for many tokens, the gated activation included.
+// (Plain products are for comparisons; the library has none.)
+//
+// A thread block computes 128 tokens x kRows rows of W, tile after tile; two thread blocks of a
+// cluster have the same rows and each loads half of them for both, because L2 could not feed all
+// multiprocessors otherwise. One thread keeps a ring of stages (64 columns of x and W) filled by
+// the copy engine, and two warpgroups multiply 64 tokens each.
+#pragma once
+
+#include "common/cluster.cuh"
+#include "common/mbarrier.cuh"
+#include "common/ptx.cuh"
+#include "common/vec.cuh"
+#include "common/wgmma.cuh"
+#include "common/wgmma_wide.cuh"
+#include "linear/tile_plan.h"
+
+namespace treadle::cuda::tile {
+
+constexpr int kConsumerWarps = 8;
+constexpr int kConsumers = 32 * kConsumerWarps;
+constexpr int kThreads = kConsumers + 128;  // a warpgroup for the loads: registers move by these
+
+struct Args {
+  void* y;      // [m][columns]
+  int columns;  // rows of W, or half of them with the gated activation
+  int m;        // tokens
+  bool add;     // to y
+  Plan plan;
+};
+
+/// Shared memory: stages of x [128][64] and W [kRows][64] in lines of 128 bytes with the copy
+/// engine's swizzle, 16 lines of results of each warp, a barrier for each stage that is full and
+/// for each that is free again (in both thread blocks).
+template <int kRows, int kStages, bool kGated>
+struct Layout {
+  static constexpr int kXBytes = kTokens * 128;
+  static constexpr int kWBytes = kRows * 128;
+  static constexpr int kStageBytes = kXBytes + kWBytes;
+  static constexpr int kOutColumns = kRows / 2;           // of a line: all when gated, else a half
+  static constexpr int kOutBytes = kOutColumns * 2 + 16;  // an odd multiple of 16: no conflicts
+  static constexpr int kOut = kStages * kStageBytes;
+  static constexpr int kBarriers = kOut + kConsumerWarps * 16 * kOutBytes;
+  static constexpr int kBytes = kBarriers + 2 * kStages * 8;
+  static_assert(kOutBytes % 32 == 16 && kBytes <= 227 * 1024);
+
+  uint32_t base;
+  __device__ __forceinline__ uint32_t x(int stage) const { return base + stage * kStageBytes; }
+  __device__ __forceinline__ uint32_t w(int stage) const { return x(stage) + kXBytes; }
+  __device__ __forceinline__ uint32_t full(int stage) const { return base + kBarriers + stage * 8; }
+  __device__ __forceinline__ uint32_t free(int stage) const { return full(kStages + stage); }
+};
+
+/// Tile `i` of the clusters' order: bands of token tiles, and in each W from the first row to the
+/// last, so that what runs at the same time shares x and W in L2.
+struct Place {
+  int tokens;  // number of the token tile
+  int rows;    // number of the tile of W
+  __device__ __forceinline__ Place(const Plan& plan, int i) {
+    const int band = i / (plan.band * plan.w_tiles);
+    const int first = band * plan.band;
+    const int width = min(plan.band, plan.token_tiles - first);
+    const int within = i - first * plan.w_tiles;
+    rows = within / width;
+    tokens = first + within % width;
+  }
+};
+
+/// One thread: keeps the ring filled. Of what both thread blocks need it loads half for both.
+template <int kRows, int kStages, bool kGated, Share kShare>
+__device__ __forceinline__ void produce(const Args& a, const CUtensorMap* x_map,
+                                        const CUtensorMap* w_map,
+                                        const Layout<kRows, kStages, kGated>& layout) {
+  using L = Layout<kRows, kStages, kGated>;
+  constexpr uint16_t kBoth = 3;
+  const int rank = static_cast<int>(cluster_rank());
+  const int cluster = static_cast<int>(blockIdx.x) / kCluster;
+  const int clusters = static_cast<int>(gridDim.x) / kCluster;
+  // W that one round of tiles reads leaves L2 before anything else.
+  const uint64_t policy = a.plan.token_tiles == 1 ? evict_first_policy() : evict_normal_policy();
+  const auto load_w = [&](int stage, int tile, int k) {
+    const uint32_t full = layout.full(stage);
+    if constexpr (kShare == Share::kW) {
+      const uint32_t to = layout.w(stage) + rank * (L::kWBytes / 2);
+      const int row = tile * kRows + rank * (kRows / 2);
+      if constexpr (kGated) {
+        tma_load_4d_multicast(to, w_map, k * kDepth, row / 16, full, kBoth, policy);
+      } else {
+        tma_load_multicast(to, w_map, k * kDepth, row, full, kBoth, policy);
+      }
+    } else {
+      const int row = (tile * kCluster + rank) * kRows;
+      if constexpr (kGated) {
+        tma_load_4d(layout.w(stage), w_map, k * kDepth, row / 16, full, policy);
+      } else {
+        tma_load(layout.w(stage), w_map, k * kDepth, row, full, policy);
+      }
+    }
+  };
+  const uint64_t x_policy = evict_normal_policy();
+  const auto load_x = [&](int stage, int tile, int k) {
+    const uint32_t full = layout.full(stage);
+    if constexpr (kShare == Share::kW) {
+      tma_load(layout.x(stage), x_map, k * kDepth, (tile * kCluster + rank) * kTokens, full);
+    } else {
+      tma_load_multicast(layout.x(stage) + rank * (L::kXBytes / 2), x_map, k * kDepth,
+                         tile * kTokens + rank * (kTokens / 2), full, kBoth, x_policy);
+    }
+  };
+  // W is constant and x is not: the ring is filled with W while the kernels ahead are running.
+  const int early = min(kStages, a.plan.k_blocks);
+  const int first = Place(a.plan, cluster).rows;
+  for (int k = 0; k < early; ++k) {
+    mbarrier_expect(layout.full(k), L::kStageBytes);
+    load_w(k, first, k);
+  }
+  grid_dependency_wait();
+  Ring<kStages> ring;
+  int step = 0;
+  for (int i = cluster; i < a.plan.tiles; i += clusters) {
+    const Place place(a.plan, i);
+    for (int k = 0; k < a.plan.k_blocks; ++k, ++step, ring.next()) {
+      if (step >= early) {
+        if (step >= kStages) mbarrier_wait(layout.free(ring.stage), ring.parity ^ 1);
+        mbarrier_expect(layout.full(ring.stage), L::kStageBytes);
+        load_w(ring.stage, place.rows, k);
+      }
+      load_x(ring.stage, place.tokens, k);
+    }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ float low_of(uint32_t pair) {
+  return to_float(__builtin_bit_cast(T, static_cast<uint16_t>(pair)));
+}
+template <class T>
+__device__ __forceinline__ float high_of(uint32_t pair) {
+  return to_float(__builtin_bit_cast(T, static_cast<uint16_t>(pair >> 16)));
+}
+
+/// Writes 16 tokens of a warp's sums, kOutColumns columns of them from column `first` on.
+/// `sums` are a thread's pairs of columns, of token lane / 4 and of lane / 4 + 8, of act.
+template <class T, int kRows, int kStages, bool kGated>
+__device__ __forceinline__ void store(const Args& a, const uint32_t (&sums)[kRows / 4],
+                                      const Layout<kRows, kStages, kGated>& layout, int token,
+                                      int column, int half) {
+  using L = Layout<kRows, kStages, kGated>;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const uint32_t out = layout.base + L::kOut + warp * (16 * L::kOutBytes);
+  // Matrices of stmatrix: tokens 0..7 and 8..15 of 8 columns, then of the next 8 columns.
+  const uint32_t to = out + lane % 16 * L::kOutBytes + lane / 16 * 16;
+#pragma unroll
+  for (int i = 0; i < L::kOutColumns / 16; ++i) {
+    uint32_t r[4];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if constexpr (kGated) {
+        // Gate and up are rounded on the way, as the two kernels of few tokens do it.
+        const uint32_t* gate = sums + (2 * i + j) * 4;
+        const uint32_t* up = gate + 2;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          r[2 * j + e] = pack2<T>(silu(low_of<T>(gate[e])) * low_of<T>(up[e]),
+                                  silu(high_of<T>(gate[e])) * high_of<T>(up[e]));
+        }
+      } else {
+        const uint32_t* from = sums + half * (kRows / 8) + (2 * i + j) * 2;
+        r[2 * j] = from[0];
+        r[2 * j + 1] = from[1];
+      }
+    }
+    stmatrix_x4(to + i * 32, r);
+  }
+  __syncwarp();
+  // Lines of 16 bytes, neighbours by neighbouring lanes.
+  constexpr int kVectors = L::kOutColumns / 8;
+#pragma unroll 4
+  for (int i = lane; i < 16 * kVectors; i += 32) {
+    const int line = i / kVectors;
+    const int at = i % kVectors;
+    if (token + line >= a.m || column + at * 8 >= a.columns) continue;
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(out + line * L::kOutBytes + at * 16));
+    uint4* y = reinterpret_cast<uint4*>(static_cast<T*>(a.y) + size_t(token + line) * a.columns +
+                                        column + at * 8);
+    if (a.add) {
+      const Vec8<T> old = __builtin_bit_cast(Vec8<T>, *y);
+      Vec8<T> sum = __builtin_bit_cast(Vec8<T>, v);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        sum.v[e] = from_float<T>(to_float(sum.v[e]) + to_float(old.v[e]));
+      }
+      v = __builtin_bit_cast(uint4, sum);
+    }
+    *y = v;
+  }
+  __syncwarp();
+}
+
+template <class T, int kRows, int kStages, bool kGated, Share kShare>
+__device__ __forceinline__ void consume(const Args& a,
+                                        const Layout<kRows, kStages, kGated>& layout) {
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int rank = static_cast<int>(cluster_rank());
+  const int cluster = static_cast<int>(blockIdx.x) / kCluster;
+  const int clusters = static_cast<int>(gridDim.x) / kCluster;
+  const auto release = [&](int stage) {
+    if (lane < kCluster) mbarrier_arrive_cluster(layout.free(stage), static_cast<uint32_t>(lane));
+  };
+  grid_dependency_wait();
+  Ring<kStages> ring;
+  float acc[kRows / 2];
+  for (int i = cluster; i < a.plan.tiles; i += clusters) {
+    int before = 0;
+    for (int k = 0; k < a.plan.k_blocks; ++k) {
+      mbarrier_wait(layout.full(ring.stage), ring.parity);
+      const uint32_t x = layout.x(ring.stage) + warp / 4 * (64 * 128);
+      const uint32_t w = layout.w(ring.stage);
+      wgmma_fence();
+#pragma unroll
+      for (int j = 0; j < kDepth / 16; ++j) {
+        WgmmaWide<T, kRows>::ss(acc, wgmma_descriptor(x + j * 32, 16, 1024),
+                                wgmma_descriptor(w + j * 32, 16, 1024), k > 0 || j > 0);
+      }
+      wgmma_commit();
+      wgmma_wait<1>();
+      if (k > 0) release(before);
+      before = ring.stage;
+      ring.next();
+    }
+    wgmma_wait<0>();
+    wgmma_hold(acc);
+    release(before);
+    uint32_t sums[kRows / 4];
+#pragma unroll
+    for (int j = 0; j < kRows / 4; ++j) {
+      sums[j] = pack2<T>(acc[2 * j], acc[2 * j + 1]);
+      asm volatile("" : "+r"(sums[j])::"memory");  // or the compiler keeps acc instead
+    }
+    const Place place(a.plan, i);
+    const bool own_tokens = kShare == Share::kW;
+    const int token_tile = own_tokens ? place.tokens * kCluster + rank : place.tokens;
+    const int w_tile = own_tokens ? place.rows : place.rows * kCluster + rank;
+    const int token = token_tile * kTokens + warp * 16;
+    if constexpr (kGated) {
+      store<T, kRows, kStages, true>(a, sums, layout, token, w_tile * (kRows / 2), 0);
+    } else {
+      store<T, kRows, kStages, false>(a, sums, layout, token, w_tile * kRows, 0);
+      store<T, kRows, kStages, false>(a, sums, layout, token, w_tile * kRows + kRows / 2, 1);
+    }
+  }
+}
+
+template <class T, int kRows, int kStages, bool kGated, Share kShare>
+__global__ void __launch_bounds__(kThreads, 1)
+    tile_linear_kernel(const Args a, const __grid_constant__ CUtensorMap x_map,
+                       const __grid_constant__ CUtensorMap w_map) {
+  using L = Layout<kRows, kStages, kGated>;
+  extern __shared__ __align__(1024) uint8_t shared[];
+  const L layout{shared_address(shared)};
+  grid_dependency_launch();
+  if (threadIdx.x == kConsumers) {
+    tma_prefetch_map(&x_map);
+    tma_prefetch_map(&w_map);
+    for (int stage = 0; stage < kStages; ++stage) {
+      mbarrier_init(layout.full(stage), 1);
+      mbarrier_init(layout.free(stage), kCluster * kConsumerWarps);
+    }
+    mbarrier_init_fence();
+  }
+  cluster_sync();
+  if (threadIdx.x >= kConsumers) {
+    registers_decrease<40>();
+    if (threadIdx.x == kConsumers) {
+      produce<kRows, kStages, kGated, kShare>(a, &x_map, &w_map, layout);
+    }
+  } else {
+    registers_increase<232>();
+    consume<T, kRows, kStages, kGated, kShare>(a, layout);
+  }
+  cluster_sync();  // until then a thread block's partner arrives at its barriers
+}
+
+}  // namespace treadle::cuda::tile

@@ -1,0 +1,108 @@
+// The tiled product by itself, against sums in double: token counts around a tile's and with
+// several tiles, shapes with tails in all directions, gate and plain, bias and addition. A chain of
+// dependent products, recorded as a graph, must compute what the same products do one by one.
+#include <string>
+#include <vector>
+
+#include "common/device.h"
+#include "linear/tile_linear.h"
+#include "product_check.cuh"
+
+namespace treadle::cuda::testing {
+namespace {
+
+template <class T>
+void test_shape(Report& report, const Product& product, const Shape& s,
+                const std::vector<int>& counts) {
+  const Layer<T> layer(s, false);
+  for (const int m : counts) check_product<T, T>(report, product, layer, s, {}, m);
+}
+
+/// A token's result is the same beside any others.
+void test_invariance(Report& report, const Product& product) {
+  const Shape s{2048, 1024, true};
+  const Layer<__half> layer(s, false);
+  const auto all = check_product<__half, __half>(report, product, layer, s, {}, 700);
+  for (const int m : {1, 129, 256, 300}) {
+    const auto some = check_product<__half, __half>(report, product, layer, s, {}, m);
+    report.check(std::memcmp(all.data(), some.data(), some.size() * 2) == 0,
+                 "the results of " + std::to_string(m) + " tokens differ from theirs among 700");
+  }
+}
+
+/// Products that overlap and depend on each other, replayed.
+void test_chain(Report& report) {
+  const int m = 300;
+  const int width = 1408;
+  const Layer<__half> layer({2 * width, width, true}, false);
+  Array<__half> start(size_t(m) * width);
+  start.fill(5, 1.5F);
+  Array<__half> a(size_t(m) * width);
+  Array<__half> b(size_t(m) * width);
+  const StreamHandle stream = make_stream();
+  const auto body = [&](bool wait) {
+    check(cudaMemcpyAsync(a.get(), start.get(), start.bytes(), cudaMemcpyDeviceToDevice,
+                          stream.get()),
+          "copy");
+    for (int i = 0; i < 8; ++i) {
+      const Array<__half>& x = i % 2 == 0 ? a : b;
+      const Array<__half>& y = i % 2 == 0 ? b : a;
+      tile_linear(
+          {.x = x.get(), .weight = &layer.weight, .y = y.get(), .num_tokens = m, .silu_mul = true},
+          DType::kF16, stream.get());
+      if (wait) check(cudaStreamSynchronize(stream.get()), "wait");
+    }
+  };
+  body(true);
+  const std::vector<__half> want = a.host();
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  check(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal), "capture");
+  body(false);
+  check(cudaStreamEndCapture(stream.get(), &graph), "capture");
+  const GraphHandle owned_graph(graph);
+  check(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
+  const GraphExecHandle owned_exec(exec);
+  for (int run = 0; run < 20; ++run) {
+    a.poison();
+    b.poison();
+    check(cudaGraphLaunch(exec, stream.get()), "replay");
+    check(cudaStreamSynchronize(stream.get()), "wait");
+    const std::vector<__half> got = a.host();
+    report.check(std::memcmp(got.data(), want.data(), start.bytes()) == 0,
+                 "a replayed chain differs from its products one by one");
+  }
+}
+
+}  // namespace
+}  // namespace treadle::cuda::testing
+
+/// With an argument: a few small shapes, for the slow tools that watch memory.
+int main(int argc, char** /*argv*/) {
+  namespace gpu = treadle::cuda;
+  namespace test = treadle::cuda::testing;
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0 ||
+      gpu::device_info().capability != 90 || !gpu::tile::built()) {
+    std::printf("no GPU with wgmma, or a build without it\n");
+    return 77;
+  }
+  test::Report report;
+  const test::Product product{gpu::supports_tile_linear,
+                              [](const auto& p, auto act) { gpu::tile_linear(p, act, nullptr); }};
+  const std::vector<int> few = {1, 130};
+  const std::vector<int> many = {1, 63, 64, 127, 128, 129, 200, 256, 257, 511, 600};
+  // K of less than the ring, tails of K, tiles that end within a row group, more tiles than the GPU
+  // has multiprocessors.
+  const test::Shape shapes[] = {{144, 72, true},  {16, 40, true},    {1008, 520, true},
+                                {448, 136, true}, {4864, 896, true}, {28672, 320, true}};
+  for (const test::Shape& s : shapes) {
+    const auto& counts = argc > 1 ? few : many;
+    test::test_shape<__half>(report, product, s, counts);
+    test::test_shape<__nv_bfloat16>(report, product, s, counts);
+    if (argc > 1 && s.n == 16) break;
+  }
+  if (argc <= 1) test::test_invariance(report, product);
+  test::test_chain(report);
+  return report.finish("tile_linear_test");
+}
