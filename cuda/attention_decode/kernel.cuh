@@ -62,7 +62,6 @@ __global__ void __launch_bounds__(kThreads, Keys::kBlocksPerSm)
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
 
-  const typename Keys::Lane at(lane);
   const Shared areas(p, shared + kWarps * p.stages * Keys::kStageBytes, kDim);
   const uint64_t policy = evict_first_policy();
   const uint32_t ring = shared_address(shared) + warp * p.stages * Keys::kStageBytes;
@@ -97,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, Keys::kBlocksPerSm)
       grid_dependency_wait();
       waited = true;
     }
-    Keys::copy(p, place, keys, ring + stage_in * Keys::kStageBytes, warp, at, policy);
+    Keys::copy(p, place, keys, ring + stage_in * Keys::kStageBytes, warp, lane, policy);
     stage_in = stage_in + 1 == p.stages ? 0 : stage_in + 1;
   };
 
@@ -135,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, Keys::kBlocksPerSm)
       cp_async_commit();
       wait_stages(p.stages - 1);
       __syncwarp();
-      sums.add(q, ring + stage_out * Keys::kStageBytes, at, scale_log2, tile.first_key - key0,
+      sums.add(q, ring + stage_out * Keys::kStageBytes, lane, scale_log2, tile.first_key - key0,
                tile.length - key0);
       stage_out = stage_out + 1 == p.stages ? 0 : stage_out + 1;
       __syncwarp();

@@ -7,12 +7,9 @@
 // its product with V of the block before runs, and the other consumer's products fill the rest: the
 // two take turns at issuing (named barriers kTurn, kTurn + 1).
 //
-// A pool of int8 comes to a staging area by bulk copies, and a warpgroup of its own makes T of it
-// where TMA would have put it. At head_dim 256 the consumers' registers leave no room for a fourth
-// warpgroup: the producer's other three warps do it.
+// A pool of int8 comes to a staging area by bulk copies, and the producer's other three warps make
+// T of it where TMA would have put it.
 #pragma once
-
-#include <type_traits>
 
 #include "attention_prefill/tiles.cuh"
 #include "common/int8.cuh"
@@ -24,8 +21,10 @@ namespace treadle::cuda::prefill {
 constexpr int kRows = 128;  // query tokens of a tile
 constexpr int kStages = 2;
 constexpr int kGroupThreads = 128;
+constexpr int kWgmmaThreads = 3 * kGroupThreads;
 constexpr int kTurn = 2;   // named barriers: whose turn it is
 constexpr int kFence = 4;  // named barriers: one consumer's threads
+constexpr int kConvertThreads = 96;
 
 /// Shapes in shared memory. A box of 64 columns is rows x 128 bytes; kHalves boxes side by side
 /// hold a head (the last one is padded with zeros for head_dim 80 and 96).
@@ -39,9 +38,6 @@ struct Layout {
   static constexpr int kKvBytes = kHalves * kKvHalf;
   // int8: pages as they come, [kKeys][kDim] and their KvScales, before they become T.
   static constexpr int kStaged = kInt8 ? (kDim > 128 ? 2 : 3) : 0;
-  static constexpr int kConvertThreads = !kInt8 ? 0 : kDim > 128 ? 96 : kGroupThreads;
-  static constexpr int kFirstConsumer = kConvertThreads == kGroupThreads ? 2 : 1;  // warpgroup
-  static constexpr int kThreads = (kFirstConsumer + 2) * kGroupThreads;
   static constexpr int kStagedScales = kKeys * kDim;
   static constexpr int kStagedBytes = kStagedScales + kKeys * 8;
   static constexpr int kStaging = kQBytes + 2 * kStages * kKvBytes;
@@ -173,8 +169,8 @@ __device__ __forceinline__ void produce(const Params& p, const CUtensorMap* q_ma
   }
 }
 
-/// L::kConvertThreads threads: make T of the staged int8, in the order in which produce() loads it.
-/// Keys that do not exist become zeros.
+/// Three warps: make T of the staged int8, in the order in which produce() loads it. Keys that do
+/// not exist become zeros.
 template <class T, int kDim>
 __device__ __forceinline__ void convert(const uint8_t* shared, const Barriers& bars, int thread) {
   using L = Layout<kDim, true>;
@@ -190,36 +186,14 @@ __device__ __forceinline__ void convert(const uint8_t* shared, const Barriers& b
     mbarrier_wait(bars.empty(kv, r.stage), r.phase ^ 1);
     const uint8_t* from = shared + L::kStaging + staged.stage * L::kStagedBytes;
     const uint32_t to = base + L::kQBytes + (kv * kStages + r.stage) * L::kKvBytes;
-    auto restore = [&](auto masked) {
-      constexpr int kBatch = kDim == 80 ? 5 : 4;
-      constexpr int kThreads = L::kConvertThreads;
-      constexpr int kAll = L::kKeys * kChunks;
-#pragma unroll 1
-      for (int first = 0; first < (kAll + kThreads - 1) / kThreads; first += kBatch) {
-        uint2 bytes[kBatch];
-        float2 s[kBatch];
-#pragma unroll
-        for (int k = 0; k < kBatch; ++k) {
-          const int i = min(thread + (first + k) * kThreads, kAll - 1);
-          bytes[k] = reinterpret_cast<const uint2*>(from)[i];
-          s[k] = reinterpret_cast<const float2*>(from + L::kStagedScales)[i / kChunks];
-        }
-#pragma unroll
-        for (int k = 0; k < kBatch; ++k) {
-          const int i = thread + (first + k) * kThreads;
-          if (kAll % (kBatch * kThreads) != 0 && i >= kAll) continue;
-          const int row = i / kChunks;
-          const int c = i % kChunks;
-          uint4 x = restore8<T>(bytes[k], {s[k].x, s[k].y});
-          if (decltype(masked)::value && row >= valid) x = make_uint4(0, 0, 0, 0);
-          store_shared(to + c / 8 * L::kKvHalf + row * 128 + ((c % 8) ^ (row & 7)) * 16, x);
-        }
-      }
-    };
-    if (valid < L::kKeys) {
-      restore(std::true_type{});
-    } else {
-      restore(std::false_type{});
+#pragma unroll 4
+    for (int i = thread; i < L::kKeys * kChunks; i += kConvertThreads) {
+      const int row = i / kChunks;
+      const int c = i % kChunks;
+      const float2 s = reinterpret_cast<const float2*>(from + L::kStagedScales)[row];
+      const uint4 x = restore8<T>(reinterpret_cast<const uint2*>(from)[i], {s.x, s.y});
+      store_shared(to + c / 8 * L::kKvHalf + row * 128 + ((c % 8) ^ (row & 7)) * 16,
+                   row < valid ? x : make_uint4(0, 0, 0, 0));
     }
     async_proxy_fence();
     __syncwarp();
@@ -475,7 +449,7 @@ struct Consumer {
 };
 
 template <class T, int kDim, bool kInt8>
-__global__ void __launch_bounds__(Layout<kDim, kInt8>::kThreads, 1)
+__global__ void __launch_bounds__(kWgmmaThreads, 1)
     attention_prefill_wgmma_kernel(const __grid_constant__ Params p,
                                    const __grid_constant__ CUtensorMap q_map,
                                    const __grid_constant__ CUtensorMap kv_map) {
@@ -488,16 +462,16 @@ __global__ void __launch_bounds__(Layout<kDim, kInt8>::kThreads, 1)
     mbarrier_init(bars.q_full(), 1);
     mbarrier_init(bars.q_empty(), 2);
     mbarrier_init(bars.tile_full(), 1);
-    mbarrier_init(bars.tile_empty(), 2 * kGroupThreads + L::kConvertThreads);
+    mbarrier_init(bars.tile_empty(), 2 * kGroupThreads + (kInt8 ? kConvertThreads : 0));
     for (int kv = 0; kv < 2; ++kv) {
       for (int stage = 0; stage < kStages; ++stage) {
-        mbarrier_init(bars.full(kv, stage), kInt8 ? L::kConvertThreads / 32 : 1);
+        mbarrier_init(bars.full(kv, stage), kInt8 ? kConvertThreads / 32 : 1);
         mbarrier_init(bars.empty(kv, stage), 2);
       }
     }
     for (int stage = 0; stage < L::kStaged; ++stage) {
       mbarrier_init(bars.staged_full(stage), 1);
-      mbarrier_init(bars.staged_empty(stage), L::kConvertThreads / 32);
+      mbarrier_init(bars.staged_empty(stage), kConvertThreads / 32);
     }
     mbarrier_init_fence();
     tma_prefetch_map(&q_map);
@@ -507,27 +481,20 @@ __global__ void __launch_bounds__(Layout<kDim, kInt8>::kThreads, 1)
   grid_dependency_wait();
   grid_dependency_launch();
 
-  constexpr bool kFourGroups = L::kFirstConsumer == 2;
   if (group == 0) {
-    registers_decrease<kFourGroups ? 56 : kInt8 ? 72 : 40>();
+    registers_decrease<kInt8 ? 72 : 40>();
     if (threadIdx.x < 32) {
       const int total =
           plan_tiles<kRows>(p, reinterpret_cast<int32_t*>(shared + L::kStarts), threadIdx.x);
       if (threadIdx.x == 0) produce<T, kDim, kInt8>(p, &q_map, &kv_map, shared, bars, total);
-    } else if constexpr (kInt8 && !kFourGroups) {
+    } else if constexpr (kInt8) {
       convert<T, kDim>(shared, bars, static_cast<int>(threadIdx.x) - 32);
     }
-  } else if (kFourGroups && group == 1) {
-    registers_decrease<56>();
-    if constexpr (kFourGroups) {
-      convert<T, kDim>(shared, bars, static_cast<int>(threadIdx.x) - kGroupThreads);
-    }
   } else {
-    registers_increase<kFourGroups ? 200 : kInt8 ? 216 : 232>();
+    registers_increase<kInt8 ? 216 : 232>();
     const int thread = threadIdx.x % kGroupThreads;
-    Consumer<T, kDim, kInt8> c{p,      bars,        shared,     group - L::kFirstConsumer,
-                               thread, thread / 32, thread % 32};
-    if (group == L::kFirstConsumer + 1) named_arrive(kTurn, 2 * kGroupThreads);
+    Consumer<T, kDim, kInt8> c{p, bars, shared, group - 1, thread, thread / 32, thread % 32};
+    if (group == 2) named_arrive(kTurn, 2 * kGroupThreads);
     const auto* slot = reinterpret_cast<const TileInfo*>(shared + L::kTile);
     for (int phase = 0;; phase ^= 1) {
       mbarrier_wait(bars.tile_full(), phase);

@@ -19,16 +19,14 @@ Plan make_plan(const ops::LinearWeight& w, int tokens) {
   Plan plan;
   plan.k_blocks = ceil_div(w.in_features, int4::wgmma::kDepth);
   const int most_split = std::clamp(plan.k_blocks / kMinSteps, 1, kMaxSplit);
-  plan.tokens = tokens <= 32 ? 32 : tokens <= 64 ? 64 : tokens <= 128 ? 128 : 256;
-  // Tiles of 128 tokens where those of 256 would be much padding.
-  if (tokens > 128 && ceil_div(tokens, 256) * 13 > ceil_div(tokens, 128) * 8) plan.tokens = 128;
+  plan.tokens = tokens <= 32 ? 32 : tokens <= 64 ? 64 : 128;
   plan.token_tiles = ceil_div(tokens, plan.tokens);
   // Tiles of 256 rows read x half as often, but narrow layers have too few of them. For the tokens
   // of a decode step the cut along K is the same whatever their number.
   const int narrow_tiles = ceil_div(w.out_features, 128);
   const int narrow_split = std::clamp(sms / narrow_tiles, 1, most_split);
   const bool narrow = plan.token_tiles == 1 && narrow_split > 1;
-  plan.rows = narrow || plan.tokens == 256 ? 128 : 256;
+  plan.rows = narrow ? 128 : 256;
   plan.tiles = ceil_div(w.out_features, plan.rows) * plan.token_tiles;
   if (plan.token_tiles == 1) {
     plan.split = narrow ? narrow_split : 1;

@@ -75,8 +75,7 @@ void dispatch(const ops::LinearParams& p, const Plan& plan, const stream::Parts&
   }
   if (plan.tokens == 32) return with(Sizes<2, 1, 32, 16, 16>{});
   if (plan.tokens == 64) return with(Sizes<2, 1, 64, 14, 10>{});
-  if (plan.tokens == 128) return with(Sizes<2, 1, 128, 9, 8>{});
-  with(Sizes<2, 1, 256, 5, 5>{});
+  with(Sizes<2, 1, 128, 9, 8>{});
 }
 
 }  // namespace treadle::cuda::int4::wgmma

@@ -1,10 +1,10 @@
-// The kernel of tile_linear.h (sm_90a): a gated layer of many tokens, the activation included.
+// The kernel of tile_linear.h (sm_90a): y = x W^T for many tokens, the gated activation included.
+// (Plain products are for comparisons; the library has none.)
 //
-// A thread block computes 128 tokens x kRows rows of W (half of them gates, half their ups), tile
-// after tile. The two thread blocks of a cluster have the same rows, or the same tokens, and each
-// loads half of them for both, because L2 could not feed all multiprocessors otherwise. One thread
-// keeps a ring of stages (64 columns of x and W) filled by the copy engine, and two warpgroups
-// multiply 64 tokens each.
+// A thread block computes 128 tokens x kRows rows of W, tile after tile; two thread blocks of a
+// cluster have the same rows and each loads half of them for both, because L2 could not feed all
+// multiprocessors otherwise. One thread keeps a ring of stages (64 columns of x and W) filled by
+// the copy engine, and two warpgroups multiply 64 tokens each.
 #pragma once
 
 #include "common/cluster.cuh"
@@ -23,20 +23,21 @@ constexpr int kThreads = kConsumers + 128;  // a warpgroup for the loads: regist
 
 struct Args {
   void* y;      // [m][columns]
-  int columns;  // half of the rows of W
+  int columns;  // rows of W, or half of them with the gated activation
   int m;        // tokens
+  bool add;     // to y
   Plan plan;
 };
 
 /// Shared memory: stages of x [128][64] and W [kRows][64] in lines of 128 bytes with the copy
 /// engine's swizzle, 16 lines of results of each warp, a barrier for each stage that is full and
 /// for each that is free again (in both thread blocks).
-template <int kRows, int kStages>
+template <int kRows, int kStages, bool kGated>
 struct Layout {
   static constexpr int kXBytes = kTokens * 128;
   static constexpr int kWBytes = kRows * 128;
   static constexpr int kStageBytes = kXBytes + kWBytes;
-  static constexpr int kOutColumns = kRows / 2;
+  static constexpr int kOutColumns = kRows / 2;           // of a line: all when gated, else a half
   static constexpr int kOutBytes = kOutColumns * 2 + 16;  // an odd multiple of 16: no conflicts
   static constexpr int kOut = kStages * kStageBytes;
   static constexpr int kBarriers = kOut + kConsumerWarps * 16 * kOutBytes;
@@ -66,11 +67,11 @@ struct Place {
 };
 
 /// One thread: keeps the ring filled. Of what both thread blocks need it loads half for both.
-template <int kRows, int kStages, Share kShare>
+template <int kRows, int kStages, bool kGated, Share kShare>
 __device__ __forceinline__ void produce(const Args& a, const CUtensorMap* x_map,
                                         const CUtensorMap* w_map,
-                                        const Layout<kRows, kStages>& layout) {
-  using L = Layout<kRows, kStages>;
+                                        const Layout<kRows, kStages, kGated>& layout) {
+  using L = Layout<kRows, kStages, kGated>;
   constexpr uint16_t kBoth = 3;
   const int rank = static_cast<int>(cluster_rank());
   const int cluster = static_cast<int>(blockIdx.x) / kCluster;
@@ -82,10 +83,18 @@ __device__ __forceinline__ void produce(const Args& a, const CUtensorMap* x_map,
     if constexpr (kShare == Share::kW) {
       const uint32_t to = layout.w(stage) + rank * (L::kWBytes / 2);
       const int row = tile * kRows + rank * (kRows / 2);
-      tma_load_4d_multicast(to, w_map, k * kDepth, row / 16, full, kBoth, policy);
+      if constexpr (kGated) {
+        tma_load_4d_multicast(to, w_map, k * kDepth, row / 16, full, kBoth, policy);
+      } else {
+        tma_load_multicast(to, w_map, k * kDepth, row, full, kBoth, policy);
+      }
     } else {
       const int row = (tile * kCluster + rank) * kRows;
-      tma_load_4d(layout.w(stage), w_map, k * kDepth, row / 16, full, policy);
+      if constexpr (kGated) {
+        tma_load_4d(layout.w(stage), w_map, k * kDepth, row / 16, full, policy);
+      } else {
+        tma_load(layout.w(stage), w_map, k * kDepth, row, full, policy);
+      }
     }
   };
   const uint64_t x_policy = evict_normal_policy();
@@ -130,12 +139,13 @@ __device__ __forceinline__ float high_of(uint32_t pair) {
   return to_float(__builtin_bit_cast(T, static_cast<uint16_t>(pair >> 16)));
 }
 
-/// Gates the sums of a warp's 16 tokens and writes kRows / 2 columns of y from `column` on. `sums`
-/// are a thread's pairs of neighbouring rows of W, of token lane / 4 and of lane / 4 + 8, of act.
-template <class T, int kRows, int kStages>
+/// Writes 16 tokens of a warp's sums, kOutColumns columns of them from column `first` on.
+/// `sums` are a thread's pairs of columns, of token lane / 4 and of lane / 4 + 8, of act.
+template <class T, int kRows, int kStages, bool kGated>
 __device__ __forceinline__ void store(const Args& a, const uint32_t (&sums)[kRows / 4],
-                                      const Layout<kRows, kStages>& layout, int token, int column) {
-  using L = Layout<kRows, kStages>;
+                                      const Layout<kRows, kStages, kGated>& layout, int token,
+                                      int column, int half) {
+  using L = Layout<kRows, kStages, kGated>;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const uint32_t out = layout.base + L::kOut + warp * (16 * L::kOutBytes);
@@ -146,12 +156,19 @@ __device__ __forceinline__ void store(const Args& a, const uint32_t (&sums)[kRow
     uint32_t r[4];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const uint32_t* gate = sums + (2 * i + j) * 4;
-      const uint32_t* up = gate + 2;
+      if constexpr (kGated) {
+        // Gate and up are rounded on the way, as the two kernels of few tokens do it.
+        const uint32_t* gate = sums + (2 * i + j) * 4;
+        const uint32_t* up = gate + 2;
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        r[2 * j + e] = pack2<T>(silu(low_of<T>(gate[e])) * low_of<T>(up[e]),
-                                silu(high_of<T>(gate[e])) * high_of<T>(up[e]));
+        for (int e = 0; e < 2; ++e) {
+          r[2 * j + e] = pack2<T>(silu(low_of<T>(gate[e])) * low_of<T>(up[e]),
+                                  silu(high_of<T>(gate[e])) * high_of<T>(up[e]));
+        }
+      } else {
+        const uint32_t* from = sums + half * (kRows / 8) + (2 * i + j) * 2;
+        r[2 * j] = from[0];
+        r[2 * j + 1] = from[1];
       }
     }
     stmatrix_x4(to + i * 32, r);
@@ -168,14 +185,25 @@ __device__ __forceinline__ void store(const Args& a, const uint32_t (&sums)[kRow
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "r"(out + line * L::kOutBytes + at * 16));
-    *reinterpret_cast<uint4*>(static_cast<T*>(a.y) + size_t(token + line) * a.columns + column +
-                              at * 8) = v;
+    uint4* y = reinterpret_cast<uint4*>(static_cast<T*>(a.y) + size_t(token + line) * a.columns +
+                                        column + at * 8);
+    if (a.add) {
+      const Vec8<T> old = __builtin_bit_cast(Vec8<T>, *y);
+      Vec8<T> sum = __builtin_bit_cast(Vec8<T>, v);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        sum.v[e] = from_float<T>(to_float(sum.v[e]) + to_float(old.v[e]));
+      }
+      v = __builtin_bit_cast(uint4, sum);
+    }
+    *y = v;
   }
   __syncwarp();
 }
 
-template <class T, int kRows, int kStages, Share kShare>
-__device__ __forceinline__ void consume(const Args& a, const Layout<kRows, kStages>& layout) {
+template <class T, int kRows, int kStages, bool kGated, Share kShare>
+__device__ __forceinline__ void consume(const Args& a,
+                                        const Layout<kRows, kStages, kGated>& layout) {
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int rank = static_cast<int>(cluster_rank());
@@ -208,7 +236,6 @@ __device__ __forceinline__ void consume(const Args& a, const Layout<kRows, kStag
     wgmma_wait<0>();
     wgmma_hold(acc);
     release(before);
-    // Gate and up are rounded on the way, as the two kernels of few tokens do it.
     uint32_t sums[kRows / 4];
 #pragma unroll
     for (int j = 0; j < kRows / 4; ++j) {
@@ -219,15 +246,21 @@ __device__ __forceinline__ void consume(const Args& a, const Layout<kRows, kStag
     const bool own_tokens = kShare == Share::kW;
     const int token_tile = own_tokens ? place.tokens * kCluster + rank : place.tokens;
     const int w_tile = own_tokens ? place.rows : place.rows * kCluster + rank;
-    store<T>(a, sums, layout, token_tile * kTokens + warp * 16, w_tile * (kRows / 2));
+    const int token = token_tile * kTokens + warp * 16;
+    if constexpr (kGated) {
+      store<T, kRows, kStages, true>(a, sums, layout, token, w_tile * (kRows / 2), 0);
+    } else {
+      store<T, kRows, kStages, false>(a, sums, layout, token, w_tile * kRows, 0);
+      store<T, kRows, kStages, false>(a, sums, layout, token, w_tile * kRows + kRows / 2, 1);
+    }
   }
 }
 
-template <class T, int kRows, int kStages, Share kShare>
+template <class T, int kRows, int kStages, bool kGated, Share kShare>
 __global__ void __launch_bounds__(kThreads, 1)
     tile_linear_kernel(const Args a, const __grid_constant__ CUtensorMap x_map,
                        const __grid_constant__ CUtensorMap w_map) {
-  using L = Layout<kRows, kStages>;
+  using L = Layout<kRows, kStages, kGated>;
   extern __shared__ __align__(1024) uint8_t shared[];
   const L layout{shared_address(shared)};
   grid_dependency_launch();
@@ -244,11 +277,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x >= kConsumers) {
     registers_decrease<40>();
     if (threadIdx.x == kConsumers) {
-      produce<kRows, kStages, kShare>(a, &x_map, &w_map, layout);
+      produce<kRows, kStages, kGated, kShare>(a, &x_map, &w_map, layout);
     }
   } else {
     registers_increase<232>();
-    consume<T, kRows, kStages, kShare>(a, layout);
+    consume<T, kRows, kStages, kGated, kShare>(a, layout);
   }
   cluster_sync();  // until then a thread block's partner arrives at its barriers
 }
