@@ -12,7 +12,6 @@
 #include "common/ptx.cuh"
 #include "common/vec.cuh"
 #include "common/wgmma.cuh"
-#include "common/wgmma_wide.cuh"
 #include "linear/tile_plan.h"
 
 namespace treadle::cuda::tile {
@@ -224,8 +223,8 @@ __device__ __forceinline__ void consume(const Args& a,
       wgmma_fence();
 #pragma unroll
       for (int j = 0; j < kDepth / 16; ++j) {
-        WgmmaWide<T, kRows>::ss(acc, wgmma_descriptor(x + j * 32, 16, 1024),
-                                wgmma_descriptor(w + j * 32, 16, 1024), k > 0 || j > 0);
+        Wgmma<T, kRows>::ss(acc, wgmma_descriptor(x + j * 32, 16, 1024),
+                            wgmma_descriptor(w + j * 32, 16, 1024), k > 0 || j > 0);
       }
       wgmma_commit();
       wgmma_wait<1>();
