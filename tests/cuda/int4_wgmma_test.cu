@@ -12,6 +12,7 @@
 #include "device_array.cuh"
 #include "linear/int4_pack.h"
 #include "linear/int4_wgmma.h"
+#include "replay_check.cuh"
 
 namespace treadle::cuda::testing {
 namespace {
@@ -260,25 +261,7 @@ void test_chain(Report& report, const StreamWorkspace& workspace, int m) {
       if (wait) check(cudaStreamSynchronize(stream.get()), "wait");
     }
   };
-  body(true);
-  const std::vector<__half> want = values.host();
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t exec = nullptr;
-  check(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal), "capture");
-  body(false);
-  check(cudaStreamEndCapture(stream.get(), &graph), "capture");
-  const GraphHandle owned_graph(graph);
-  check(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
-  const GraphExecHandle owned_exec(exec);
-  for (int run = 0; run < 20; ++run) {
-    values.poison();
-    h.poison();
-    check(cudaGraphLaunch(exec, stream.get()), "replay");
-    check(cudaStreamSynchronize(stream.get()), "wait");
-    const std::vector<__half> got = values.host();
-    report.check(std::memcmp(got.data(), want.data(), start.bytes()) == 0,
-                 "a replayed chain differs from its products one by one");
-  }
+  check_replays(report, stream, values, h, body);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "common/device.h"
 #include "linear/tile_linear.h"
 #include "product_check.cuh"
+#include "replay_check.cuh"
 
 namespace treadle::cuda::testing {
 namespace {
@@ -53,25 +54,7 @@ void test_chain(Report& report) {
       if (wait) check(cudaStreamSynchronize(stream.get()), "wait");
     }
   };
-  body(true);
-  const std::vector<__half> want = a.host();
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t exec = nullptr;
-  check(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal), "capture");
-  body(false);
-  check(cudaStreamEndCapture(stream.get(), &graph), "capture");
-  const GraphHandle owned_graph(graph);
-  check(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
-  const GraphExecHandle owned_exec(exec);
-  for (int run = 0; run < 20; ++run) {
-    a.poison();
-    b.poison();
-    check(cudaGraphLaunch(exec, stream.get()), "replay");
-    check(cudaStreamSynchronize(stream.get()), "wait");
-    const std::vector<__half> got = a.host();
-    report.check(std::memcmp(got.data(), want.data(), start.bytes()) == 0,
-                 "a replayed chain differs from its products one by one");
-  }
+  check_replays(report, stream, a, b, body);
 }
 
 }  // namespace
