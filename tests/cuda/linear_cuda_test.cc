@@ -5,23 +5,12 @@
 #include <cmath>
 #include <functional>
 
-#include "tables.h"
+#include "linear_tables.h"
 
 namespace treadle::cuda::testing {
 namespace {
 
 using ops::DType;
-
-struct Shape {
-  int n, k;
-};
-
-/// How a product is used.
-struct Use {
-  bool norm, add, float_output;
-};
-
-constexpr float kNormEps = 1e-5F;
 
 /// A weight on both sides.
 class Layer {
@@ -52,59 +41,10 @@ class Layer {
   const Tables& t_;
 };
 
-/// x / sqrt(mean(x^2) + eps) * weight of each row, rounded to act.
-std::vector<float> normalised(DType act, const std::vector<float>& x,
-                              const std::vector<float>& weight) {
-  const size_t width = weight.size();
-  std::vector<float> out(x.size());
-  for (size_t row = 0; row < x.size(); row += width) {
-    double squares = 0.0;
-    for (size_t i = 0; i < width; ++i) squares += double{x[row + i]} * x[row + i];
-    const double scale = 1.0 / std::sqrt(squares / double(width) + kNormEps);
-    for (size_t i = 0; i < width; ++i) out[row + i] = float(x[row + i] * scale * weight[i]);
-  }
-  return decode(act, encode(act, out));
-}
-
 /// Compares m tokens' result with the CPU's and returns it.
 std::vector<char> check_product(const Tables& t, const std::string& name, const Layer& layer, int m,
                                 bool silu, const Use& use) {
-  const auto k = size_t(layer.cpu.in_features);
-  const auto columns = size_t(silu ? layer.cpu.out_features / 2 : layer.cpu.out_features);
-  const std::vector<float> x = random_values(t.act, m * k, 23, use.norm ? 3.0F : 1.0F);
-  const std::vector<float> norm = random_values(DType::kF32, k, 24);
-  const std::vector<float> before = random_values(t.act, m * columns, 25);
-  const std::vector<float> input = use.norm ? normalised(t.act, x, norm) : x;
-  std::vector<float> want = before;
-  t.cpu.linear(t.cpu.self,
-               {.x = input.data(),
-                .weight = &layer.cpu,
-                .y = want.data(),
-                .num_tokens = m,
-                .silu_mul = silu,
-                .add = use.add},
-               {});
-
-  const std::vector<char> x_bytes = encode(t.act, x);
-  const std::vector<char> before_bytes = encode(t.act, before);
-  Memory d_x(t.gpu, x_bytes.data(), x_bytes.size());
-  Memory d_norm(t.gpu, norm.data(), norm.size() * 4);
-  Memory y(t.gpu, want.size() * (use.float_output ? 4 : 2));
-  const auto got = run_twice(t, name, y, [&] {
-    if (use.add) y.set(before_bytes.data(), before_bytes.size());
-    t.gpu.linear(t.gpu.self,
-                 {.x = d_x.as<void>(),
-                  .weight = &layer.gpu,
-                  .norm = use.norm ? d_norm.as<float>() : nullptr,
-                  .norm_eps = kNormEps,
-                  .y = y.as<void>(),
-                  .num_tokens = m,
-                  .silu_mul = silu,
-                  .add = use.add,
-                  .float_output = use.float_output},
-                 {});
-  });
-  t.report.check(d_x.get() == x_bytes, name + ": its input changed");
+  const auto [want, got] = run_product(t, name, layer.cpu, layer.gpu, m, silu, use);
   // A normalised input may round the other way, here and there; cuBLASLt rounds before it adds.
   const double e = (use.add ? 2 : 1) * (use.float_output && !use.norm ? 2e-5 : epsilon(t.act));
   expect_near(t, name, decode(use.float_output ? DType::kF32 : t.act, got), want,
