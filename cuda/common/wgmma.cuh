@@ -60,30 +60,30 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t 
 
 #define TREADLE_WGMMA_TEXT_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define TREADLE_WGMMA_TEXT_16 TREADLE_WGMMA_TEXT_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define TREADLE_WGMMA_TEXT_32                    \
-  TREADLE_WGMMA_TEXT_16                          \
-      ", %16, %17, %18, %19, %20, %21, %22, %23" \
-      ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define TREADLE_WGMMA_TEXT_32                \
+  TREADLE_WGMMA_TEXT_16                      \
+  ", %16, %17, %18, %19, %20, %21, %22, %23" \
+  ", %24, %25, %26, %27, %28, %29, %30, %31"
 #define TREADLE_WGMMA_TEXT_40 TREADLE_WGMMA_TEXT_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define TREADLE_WGMMA_TEXT_48 TREADLE_WGMMA_TEXT_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
-#define TREADLE_WGMMA_TEXT_64                    \
-  TREADLE_WGMMA_TEXT_48                          \
-      ", %48, %49, %50, %51, %52, %53, %54, %55" \
-      ", %56, %57, %58, %59, %60, %61, %62, %63"
-#define TREADLE_WGMMA_TEXT_96                    \
-  TREADLE_WGMMA_TEXT_64                          \
-      ", %64, %65, %66, %67, %68, %69, %70, %71" \
-      ", %72, %73, %74, %75, %76, %77, %78, %79" \
-      ", %80, %81, %82, %83, %84, %85, %86, %87" \
-      ", %88, %89, %90, %91, %92, %93, %94, %95"
-#define TREADLE_WGMMA_TEXT_112                       \
-  TREADLE_WGMMA_TEXT_96                              \
-      ", %96, %97, %98, %99, %100, %101, %102, %103" \
-      ", %104, %105, %106, %107, %108, %109, %110, %111"
-#define TREADLE_WGMMA_TEXT_128                           \
-  TREADLE_WGMMA_TEXT_112                                 \
-      ", %112, %113, %114, %115, %116, %117, %118, %119" \
-      ", %120, %121, %122, %123, %124, %125, %126, %127"
+#define TREADLE_WGMMA_TEXT_64                \
+  TREADLE_WGMMA_TEXT_48                      \
+  ", %48, %49, %50, %51, %52, %53, %54, %55" \
+  ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define TREADLE_WGMMA_TEXT_96                \
+  TREADLE_WGMMA_TEXT_64                      \
+  ", %64, %65, %66, %67, %68, %69, %70, %71" \
+  ", %72, %73, %74, %75, %76, %77, %78, %79" \
+  ", %80, %81, %82, %83, %84, %85, %86, %87" \
+  ", %88, %89, %90, %91, %92, %93, %94, %95"
+#define TREADLE_WGMMA_TEXT_112                   \
+  TREADLE_WGMMA_TEXT_96                          \
+  ", %96, %97, %98, %99, %100, %101, %102, %103" \
+  ", %104, %105, %106, %107, %108, %109, %110, %111"
+#define TREADLE_WGMMA_TEXT_128                       \
+  TREADLE_WGMMA_TEXT_112                             \
+  ", %112, %113, %114, %115, %116, %117, %118, %119" \
+  ", %120, %121, %122, %123, %124, %125, %126, %127"
 
 // The instruction in both types; the last arguments are the operands after the accumulators.
 #define TREADLE_WGMMA(n, count, predicate, operands, ...)                                 \
