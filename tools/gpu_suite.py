@@ -30,6 +30,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +40,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ARGUMENTS = {"engine_cuda_test": [str(ROOT / "python" / "treadle" / "demo")]}
 #: The engine as a whole takes the sanitizers an hour; its kernels are in the other programs.
 NOT_SANITIZED = {"engine_cuda_test"}
+#: Sanitizers run side by side: most of their time is the host's.
+SANITIZER_JOBS = 6
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 LIMITS = {"ops": 400, "python": 580, "sanitize": 580, "ops-bench": 300, "bench": 580}
 DEFAULT_SECTIONS = ("ops", "python", "ops-bench", "bench")
@@ -156,18 +159,28 @@ def run_ops(suite: Suite, _: list[str]) -> Counts:
 
 
 def run_sanitize(suite: Suite, extra: list[str]) -> Counts:
-    counts = Counts()
     tools = [name for name in extra if name in SANITIZERS] or SANITIZERS
     names = [name for name in extra if name not in SANITIZERS]
-    for program in suite.programs("|".join(names) or r"\w+_test"):
-        if program.name in NOT_SANITIZED:
-            continue
-        for tool in tools:
-            status, output = suite.run(
-                ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", str(program)]
-            )
-            last = output.strip().rpartition("\n")[2]
-            counts.add(status == 0, f"{tool} {program.name}: status {status}, {last}")
+    runs = [
+        (tool, program)
+        for program in suite.programs("|".join(names) or r"\w+_test")
+        if program.name not in NOT_SANITIZED
+        for tool in tools
+    ]
+
+    def run(tool: str, program: Path) -> tuple[int, str]:
+        # "small" is short problems, in the programs that have an argument.
+        return suite.run(
+            ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", str(program), "small"]
+        )
+
+    counts = Counts()
+    with ThreadPoolExecutor(SANITIZER_JOBS) as pool:
+        done = [(tool, program, pool.submit(run, tool, program)) for tool, program in runs]
+    for tool, program, future in done:
+        status, output = future.result()
+        last = output.strip().rpartition("\n")[2]
+        counts.add(status == 0, f"{tool} {program.name}: status {status}, {last}")
     return counts
 
 

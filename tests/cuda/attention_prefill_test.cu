@@ -27,7 +27,7 @@ ProblemShape shape_of(const std::vector<SequenceShape>& sequences, int heads, in
 }
 
 template <class T>
-int run_all(bool wgmma, bool int8) {
+int run_all(bool wgmma, bool int8, bool small) {
   int failed = 0;
   DeviceMemory memory = make_device_memory(prefill_workspace_bytes());
   check(cudaMemset(memory.get(), 0, prefill_workspace_bytes()), "zero");
@@ -35,6 +35,7 @@ int run_all(bool wgmma, bool int8) {
   constexpr treadle::ops::DType kType = dtype_of<T>();
   auto test = [&](const std::string& name, ProblemShape shape) {
     shape.int8 = int8;
+    if (small) shorten(shape);
     failed += check_attention<T>((wgmma ? "wgmma " : "mma ") + name, shape,
                                  [&](const treadle::ops::AttentionParams& p) {
                                    if (wgmma) {
@@ -89,6 +90,8 @@ int run_all(bool wgmma, bool int8) {
 
 }  // namespace
 
+/// With the argument "mma" or "wgmma" one version; with "small" short problems, for the slow tools
+/// that watch memory.
 int main(int argc, char** argv) {
   if (int count = 0; cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
     std::printf("SKIP: no GPU\n");
@@ -96,9 +99,10 @@ int main(int argc, char** argv) {
   }
   int failed = 0;
   const std::string only = argc > 1 ? argv[1] : "";
+  const bool small = only == "small";
   auto run_both = [&](bool wgmma) {
     for (const bool int8 : {true, false}) {
-      failed += run_all<__half>(wgmma, int8) + run_all<__nv_bfloat16>(wgmma, int8);
+      failed += run_all<__half>(wgmma, int8, small) + run_all<__nv_bfloat16>(wgmma, int8, small);
     }
   };
   if (only != "wgmma") run_both(false);

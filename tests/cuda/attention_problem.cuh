@@ -33,6 +33,25 @@ struct ProblemShape {
   unsigned seed = 1;
 };
 
+/// Leaves the sequences of at most 300 keys, or one of 300, and few of them.
+inline void shorten(ProblemShape& shape) {
+  constexpr int kKeys = 300;
+  constexpr size_t kSequences = 40;
+  std::vector<SequenceShape> kept;
+  int decode = 0;
+  for (size_t i = 0; i < shape.sequences.size() && kept.size() < kSequences; ++i) {
+    if (shape.sequences[i].context_len > kKeys) continue;
+    kept.push_back(shape.sequences[i]);
+    decode += i < static_cast<size_t>(shape.num_decode) ? 1 : 0;
+  }
+  if (kept.empty()) {
+    kept.push_back({std::min(shape.sequences[0].query_len, kKeys), kKeys});
+    decode = std::min(shape.num_decode, 1);
+  }
+  shape.sequences = kept;
+  shape.num_decode = decode;
+}
+
 template <class T>
 T from_float(float x);
 template <>
