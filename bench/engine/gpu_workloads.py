@@ -71,7 +71,7 @@ class Bench:
     """One engine and what was measured on it."""
 
     def __init__(
-        self, model: str, path: Path, options: dict[str, Any], repeats: int, pool_bytes: int
+        self, model: str, path: Path, options: dict[str, Any], repeats: int, pool_bytes: int = 0
     ) -> None:
         self.model = model
         self.path = path

@@ -22,7 +22,8 @@ __global__ void attention_kernel(ops::AttentionParams p) {
   float max = -INFINITY;
   float sum = 0.0F;
   const int first = p.window > 0 ? ::max(0, position - p.window + 1) : 0;
-  for (int key = first; key <= position; ++key) {
+  const int keys = p.batch.context_len[s] == 0 ? 0 : position + 1;  // none in a padding sequence
+  for (int key = first; key < keys; ++key) {
     const int block = p.batch.block_tables[size_t(s) * p.batch.block_table_stride + key / 64];
     const T* k = static_cast<const T*>(p.kv.base) + size_t(block) * p.kv.block_elems() +
                  size_t(p.layer) * p.kv.layer_elems() + size_t(kv_head) * p.kv.head_elems() +
@@ -41,6 +42,7 @@ __global__ void attention_kernel(ops::AttentionParams p) {
     }
   }
   T* out = static_cast<T*>(p.out) + (size_t(t) * p.heads + h) * dim;
+  if (sum == 0.0F) sum = 1.0F;  // padding
   for (int j = 0; j < 8 && lane + 32 * j < dim; ++j)
     out[lane + 32 * j] = from_float<T>(acc[j] / sum);
 }
