@@ -1,5 +1,6 @@
-"""Whether transformers with AutoAWQ's own layers reads what `treadle lite auto_awq` wrote, and gives
-the log-probabilities that Treadle gives.
+"""Whether transformers with AutoAWQ's layers reads what `treadle lite auto_awq` wrote.
+
+Both programs must give the same log-probabilities.
 
     python -m bench.quality.awq_peer MODEL [--text TEXT]
 
