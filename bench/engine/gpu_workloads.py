@@ -71,13 +71,20 @@ class Bench:
     """One engine and what was measured on it."""
 
     def __init__(
-        self, model: str, path: Path, options: dict[str, Any], repeats: int, pool_bytes: int = 0
+        self,
+        model: str,
+        path: Path,
+        options: dict[str, Any],
+        repeats: int,
+        pool_bytes: int = 0,
+        pool_requests: int = 512,
     ) -> None:
         self.model = model
         self.path = path
         self.options = options
         self.repeats = repeats
         self.pool_bytes = pool_bytes
+        self.pool_requests = pool_requests
         self.rows: list[dict[str, Any]] = []
         self._random = np.random.default_rng(2026)
         self._engine: Engine | None = None
@@ -257,7 +264,8 @@ def measure_requests(bench: Bench) -> None:
 
 def measure_pool(bench: Bench) -> None:
     """What int8 KV gains where the pool decides how many sequences run, of one size for both."""
-    lengths = [[4 * given, made] for given, made in json.loads(LENGTHS.read_text())["lengths"]]
+    all_lengths = json.loads(LENGTHS.read_text())["lengths"]
+    lengths = [[4 * given, made] for given, made in all_lengths[: bench.pool_requests]]
     total = sum(output for _, output in lengths)
     shape = COMMON | SHAPES[bench.model]
     heads = 2 * shape["num_hidden_layers"] * shape["num_key_value_heads"]
@@ -273,14 +281,14 @@ def measure_pool(bench: Bench) -> None:
         rates.append(total / times[0])
         stats = bench.engine.stats()
         bench.add(
-            f"512 long requests, KV of {name}",
+            f"{len(lengths)} long requests, KV of {name}",
             rates[-1],
             "tok/s",
             wall_s=times[0],
             pool_tokens=64 * blocks,
             preemptions=stats.preemptions,
         )
-    bench.add("512 long requests, int8 / 16 bits", rates[1] / rates[0], "x")
+    bench.add(f"{len(lengths)} long requests, int8 / 16 bits", rates[1] / rates[0], "x")
     bench.close()
 
 
@@ -366,6 +374,7 @@ def main() -> int:
     parser.add_argument("--max-batch-size", type=int, help="default: the engine's own")
     parser.add_argument("--quant-policy", type=int, choices=[0, 8], default=0)
     parser.add_argument("--pool-gib", type=float, default=5.0, help="KV pool of the case `pool`")
+    parser.add_argument("--pool-requests", type=int, default=512, help="`pool`: the first so many")
     parser.add_argument("--commit", default=os.environ.get("TREADLE_COMMIT"), help="if not in git")
     args = parser.parse_args()
     path = prepare(args.models, args.model, args.dtype)
@@ -377,7 +386,8 @@ def main() -> int:
         "random_seed": 1,
         "quant_policy": args.quant_policy,
     }
-    bench = Bench(args.model, path, options, args.repeats, int(args.pool_gib * 2**30))
+    pool_bytes = int(args.pool_gib * 2**30)
+    bench = Bench(args.model, path, options, args.repeats, pool_bytes, args.pool_requests)
     print(HEADER, flush=True)
     failures: dict[str, str] = {}
     for case in args.cases:
