@@ -146,7 +146,8 @@ ops::LinearWeight make_int4_linear(Backend& b, const ops::WeightPiece* pieces, i
   Upload q(b, n * row_bytes);
   Upload scales(b, n * row_groups * sizeof(float));
   Upload zeros(b, n * row_groups);
-  Upload order(b, groups.group_of != nullptr ? size_t(in_features) * sizeof(int32_t) : 0);
+  const size_t order_bytes = groups.group_of != nullptr ? size_t(in_features) * sizeof(int32_t) : 0;
+  Upload order(b, order_bytes);
   for (int32_t i = 0; i < count; ++i) {
     const auto rows = static_cast<size_t>(pieces[i].rows);
     q.append(pieces[i].data, rows * row_bytes);
@@ -171,6 +172,7 @@ ops::LinearWeight make_int4_linear(Backend& b, const ops::WeightPiece* pieces, i
                         stream);
   w.group_of = static_cast<int32_t*>(order.release());
   w.data = packed.release();
+  w.bytes = static_cast<int64_t>(layout.bytes() + order_bytes);
   return w;
 }
 

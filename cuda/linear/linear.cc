@@ -29,14 +29,15 @@ constexpr int64_t kPieceTokens = 2048;
 int64_t large_piece_tokens() { return device_info().capability == 90 ? 8192 : kPieceTokens; }
 
 /// The bias twice: [N] floats, then [N] of act for the epilogue of cuBLASLt.
-float* upload_bias(Backend& b, const float* bias, int64_t n) {
-  const auto count = static_cast<size_t>(n);
+void upload_bias(Backend& b, const float* bias, ops::LinearWeight& w) {
+  const auto count = static_cast<size_t>(w.out_features);
   std::vector<char> host(count * (sizeof(float) + 2));
   std::memcpy(host.data(), bias, count * sizeof(float));
   convert(ops::DType::kF32, bias, b.act, host.data() + count * sizeof(float), count);
   DeviceMemory memory = make_device_memory(host.size());
   b.uploads.upload(memory.get(), host.data(), host.size(), b.own_stream.get());
-  return static_cast<float*>(memory.release());
+  w.bias = static_cast<float*>(memory.release());
+  w.bytes += static_cast<int64_t>(host.size());
 }
 
 const void* normalise(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
@@ -64,8 +65,9 @@ ops::LinearWeight make_dense(Backend& b, const ops::WeightPiece* pieces, int32_t
   w.in_features = in_features;
   w.dtype = b.act;
   for (int32_t i = 0; i < count; ++i) w.out_features += pieces[i].rows;
+  w.bytes = w.out_features * in_features * 2;
   const auto k = static_cast<size_t>(in_features);
-  DeviceMemory data = make_device_memory(static_cast<size_t>(w.out_features) * k * 2);
+  DeviceMemory data = make_device_memory(static_cast<size_t>(w.bytes));
   char* to = static_cast<char*>(data.get());
   for (int32_t i = 0; i < count; ++i) {
     const ops::WeightPiece& piece = pieces[i];
@@ -122,7 +124,7 @@ ops::LinearWeight make_linear(Backend& b, const ops::WeightPiece* pieces, int32_
   if (silu_mul) {
     b.gate_up.reserve(static_cast<size_t>(kPieceTokens * w.out_features) * 2, stream);
   }
-  if (bias != nullptr) w.bias = upload_bias(b, bias, w.out_features);
+  if (bias != nullptr) upload_bias(b, bias, w);
   (void)data.release();
   (void)order.release();
   return w;

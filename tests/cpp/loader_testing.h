@@ -216,6 +216,7 @@ class FakeBackend {
     const auto out_features = static_cast<size_t>(weight.out_features);
     auto* data = static_cast<std::byte*>(allocate(out_features * row));
     weight.data = data;
+    weight.bytes = static_cast<int64_t>(out_features * row);
     for (const auto& piece : pieces) {
       std::memcpy(data, piece.data, static_cast<size_t>(piece.rows) * row);
       data += static_cast<size_t>(piece.rows) * row;
@@ -225,6 +226,7 @@ class FakeBackend {
         auto* copy = static_cast<float*>(allocate(out_features * sizeof(float)));
         std::memcpy(copy, bias, out_features * sizeof(float));
         weight.bias = copy;
+        weight.bytes += weight.out_features * static_cast<int64_t>(sizeof(float));
       } catch (const Error&) {
         free_one(weight.data);
         throw;

@@ -147,6 +147,8 @@ void test_layout(const Tables& t) {
                                  (gated ? " gated" : "") + (scattered ? " scattered" : "");
         const int4::Layout layout = int4::layout_of(layer.gpu, gated);
         t.report.check(layout.bytes() == want.size() * 4, name + ": size");
+        const size_t order_bytes = scattered ? size_t(s.k) * 4 : 0;
+        t.report.check(size_t(layer.gpu.bytes) == want.size() * 4 + order_bytes, name + ": bytes");
         std::vector<uint32_t> got(want.size());
         t.gpu.download(t.gpu.self, got.data(), layer.gpu.data, got.size() * 4, {});
         t.gpu.synchronize(t.gpu.self, {});

@@ -70,6 +70,10 @@ class Int4Test : public OpTest {
     made.clear();  // the weight owns its copy
 
     const int columns = c.silu_mul ? out / 2 : out;
+    // In panels of 64 rows: half a byte for each number, a scale and a zero for each group.
+    const int64_t rows = (columns + 63) / 64 * 64 * (out / columns);
+    const int64_t row_bytes = c.in / 2 + groups * 8 + (c.bias ? 4 : 0);
+    EXPECT_EQ(w.bytes, rows * row_bytes + (c.group_index ? c.in * 4 : 0));
     std::vector<float> first;
     for (const int tokens : token_counts) {
       SCOPED_TRACE(std::to_string(tokens) + " tokens");

@@ -63,6 +63,8 @@ class LinearTest : public OpTest {
     for (auto& t : tensors) t.bytes.assign(t.bytes.size(), '\xFF');  // the weight owns its copy
 
     const int columns = c.silu_mul ? out / 2 : out;
+    const int64_t rows = (columns + 63) / 64 * 64 * (out / columns);  // in panels
+    EXPECT_EQ(w.bytes, rows * (c.in * int64_t(dtype_size(c.dtype)) + (c.bias ? 4 : 0)));
     for (const int tokens : token_counts) {
       SCOPED_TRACE(std::to_string(tokens) + " tokens");
       const auto x = random_floats(size_t(tokens) * size_t(c.in), 4);

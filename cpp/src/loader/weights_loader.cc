@@ -93,19 +93,9 @@ class Loader {
     out = ops_.make_linear(ops_.self, from.pieces.data(), static_cast<int32_t>(from.pieces.size()),
                            from.in, from.bias.empty() ? nullptr : from.bias.data(),
                            part == LinearPart::kGateUp);
-    weights.bytes += bytes_of(from, out);
+    weights.bytes += out.bytes;
     weights.num_parameters += from.parameters();
     finish(from.used);
-  }
-
-  // What the backend holds of it.
-  static int64_t bytes_of(const FusedLinear& from, const ops::LinearWeight& made) {
-    const auto bias = static_cast<int64_t>(from.bias.size() * sizeof(float));
-    if (from.groups.empty()) {
-      return from.rows * from.in * static_cast<int64_t>(ops::dtype_size(made.dtype)) + bias;
-    }
-    const int64_t scale_bytes = from.in / from.groups[0].group_size * (2 * sizeof(float));
-    return from.rows * (from.in / 2 + scale_bytes) + bias;
   }
 
   // The tensors are in the backend's memory now: let go of their pages, so that the weights are

@@ -63,6 +63,7 @@ struct LinearWeight {
   int64_t out_features = 0;     // N
   void* data = nullptr;         // backend's own layout, made by make_linear
   const float* bias = nullptr;  // [N] in device memory, or null
+  int64_t bytes = 0;            // of data, bias and group_of
   int64_t group_size = 0;       // kInt4Group: as in Int4Groups
   int32_t* group_of =
       nullptr;  // kInt4Group: [K] in device memory and the backend's own form, or null

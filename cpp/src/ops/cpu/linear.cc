@@ -208,10 +208,14 @@ LinearWeight make_linear(Backend& b, const WeightPiece* pieces, int32_t count, i
   const int64_t groups = int4 ? in_features / w.group_size : 0;
   const std::vector<GroupRow> group_rows =
       int4 ? group_rows_of(pieces, count, groups) : std::vector<GroupRow>{};
+  const auto allocate = [&](size_t bytes) {
+    w.bytes += static_cast<int64_t>(bytes);
+    return b.memory.allocate(bytes);
+  };
   try {
-    w.data = b.memory.allocate(size_t(panels) * panel_bytes);
+    w.data = allocate(size_t(panels) * panel_bytes);
     if (bias != nullptr) {
-      auto* ordered = static_cast<float*>(b.memory.allocate(order.size() * sizeof(float)));
+      auto* ordered = static_cast<float*>(allocate(order.size() * sizeof(float)));
       w.bias = ordered;
       for (size_t c = 0; c < order.size(); ++c) {
         if (order[c] >= 0) ordered[c] = bias[order[c]];
@@ -219,7 +223,7 @@ LinearWeight make_linear(Backend& b, const WeightPiece* pieces, int32_t count, i
     }
     if (int4 && pieces[0].int4->group_of != nullptr) {
       const size_t bytes = size_t(in_features) * sizeof(int32_t);
-      w.group_of = static_cast<int32_t*>(b.memory.allocate(bytes));
+      w.group_of = static_cast<int32_t*>(allocate(bytes));
       std::memcpy(w.group_of, pieces[0].int4->group_of, bytes);
     }
   } catch (...) {
