@@ -8,7 +8,7 @@ import pytest
 
 import devices
 import treadle
-from devices import Device
+from devices import Content, Device
 from treadle import Engine
 
 
@@ -32,6 +32,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         reason = device and devices.why_not(device)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Says where contents differ: their whole texts are long."""
+    if op != "==" or not (isinstance(left, list) and isinstance(right, list)):
+        return None
+    pairs = list(zip(left, right, strict=False))
+    if not pairs or not all(isinstance(x, Content) for pair in pairs for x in pair):
+        return None
+    lines = [f"[{i}] {a.difference(b)}" for i, (a, b) in enumerate(pairs) if a != b]
+    return [f"{len(left)} contents == {len(right)} contents", *lines]
 
 
 @pytest.fixture(scope="session", params=sorted(devices.DEVICES))

@@ -79,19 +79,30 @@ class Content:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Content):
             return NotImplemented
-        return (
-            self.token_ids == other.token_ids
-            and self.finish_reason == other.finish_reason
-            and self.close(self.logprobs, other.logprobs)
-            and self.close(self.prompt_logprobs, other.prompt_logprobs)
+        return not self.difference(other)
+
+    def difference(self, other: Content) -> str:
+        """In words; empty if they are equal."""
+        if self.token_ids != other.token_ids:
+            return f"tokens {self.token_ids} and {other.token_ids}"
+        if self.finish_reason != other.finish_reason:
+            return f"ends by {self.finish_reason} and {other.finish_reason}"
+        return self.apart("logprobs", self.logprobs, other.logprobs) or self.apart(
+            "prompt_logprobs", self.prompt_logprobs, other.prompt_logprobs
         )
 
-    def close(
-        self, mine: list[PositionLogprobs] | None, others: list[PositionLogprobs] | None
-    ) -> bool:
-        if self.tolerance == 0 or mine is None or others is None:
-            return mine == others
-        return len(mine) == len(others) and all(map(self.close_at, mine, others))
+    def apart(
+        self,
+        name: str,
+        mine: list[PositionLogprobs] | None,
+        others: list[PositionLogprobs] | None,
+    ) -> str:
+        if mine is None or others is None or len(mine) != len(others):
+            return "" if mine == others else f"{name}: {mine} and {others}"
+        for i, (one, other) in enumerate(zip(mine, others, strict=True)):
+            if not (one == other if self.tolerance == 0 else self.close_at(one, other)):
+                return f"{name}[{i}]: {one} and {other}"
+        return ""
 
     def close_at(self, mine: PositionLogprobs, other: PositionLogprobs) -> bool:
         """The best ones may change places where they are close."""
