@@ -1,13 +1,14 @@
-// Linear layers of 4-bit weights (groups of 128) beside float16 ones, both as the engine computes
+// Linear layers of 4-bit weights (groups of 128) beside 16-bit ones, both as the engine computes
 // them, and beside the time in which the weights can be read.
 //
-// Usage: cuda_int4_bench [tokens, default 1 4 8 16 32 64 128 256 1024 4096]
+// Usage: cuda_int4_bench [bfloat16] [tokens, default 1 4 8 16 32 64 128 256 1024 4096]
 //
 // Times are medians of replayed graphs, each of launches that rotate over weights past the L2 cache
 // and follow each other without a pause, as in a model.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,15 @@ constexpr Shape kShapes[] = {
 };
 constexpr size_t kRotated = size_t{200} << 20;  // bytes of weights that take turns
 
+/// +-[0.0156, 0.03)
+std::vector<uint16_t> random_values(ops::DType act, size_t n) {
+  std::vector<uint16_t> v = random_halves(n);
+  if (act == ops::DType::kBF16) {
+    for (uint16_t& x : v) x = static_cast<uint16_t>((x & 0x8000U) | 0x3c80U | (x >> 3 & 0x7fU));
+  }
+  return v;
+}
+
 class Weights {
  public:
   Weights(const ops::Ops& table, const Shape& s, bool four_bits) : ops_(table) {
@@ -41,10 +51,10 @@ class Weights {
     const size_t bytes = four_bits ? elements / 2 : elements * 2;
     const size_t copies = std::clamp<size_t>(kRotated / bytes + 1, 2, 32);
     const RandomInt4 numbers(four_bits ? s.n : 0, s.k);
-    const std::vector<uint16_t> values = random_halves(four_bits ? 0 : elements);
+    const std::vector<uint16_t> values = random_values(table.act_dtype, four_bits ? 0 : elements);
     for (size_t i = 0; i < copies; ++i) {
       const ops::WeightPiece piece =
-          four_bits ? numbers.piece() : ops::WeightPiece{values.data(), ops::DType::kF16, s.n};
+          four_bits ? numbers.piece() : ops::WeightPiece{values.data(), table.act_dtype, s.n};
       weights_.push_back(table.make_linear(table.self, &piece, 1, s.k, nullptr, s.gated));
     }
   }
@@ -76,7 +86,7 @@ class Weights {
 void bench(const ops::Ops& table, const Shape& s, const std::vector<int>& counts,
            cudaStream_t stream) {
   const size_t most = static_cast<size_t>(*std::max_element(counts.begin(), counts.end()));
-  const std::vector<uint16_t> host = random_halves(most * size_t(s.k));
+  const std::vector<uint16_t> host = random_values(table.act_dtype, most * size_t(s.k));
   const DeviceMemory x = make_device_memory(host.size() * 2);
   check(cudaMemcpy(x.get(), host.data(), host.size() * 2, cudaMemcpyHostToDevice), "upload");
   const DeviceMemory y = make_device_memory(most * size_t(s.n) * 2);
@@ -85,7 +95,8 @@ void bench(const ops::Ops& table, const Shape& s, const std::vector<int>& counts
                           static_cast<double>(int4::layout_of(s.n, s.k, 128, s.gated).bytes())};
   for (const bool four_bits : {false, true}) {
     const Weights weights(table, s, four_bits);
-    std::printf("%-10s %5d x %5d %-7s %6.1f", s.name, s.n, s.k, four_bits ? "int4" : "float16",
+    std::printf("%-10s %5d x %5d %-8s %6.1f", s.name, s.n, s.k,
+                four_bits ? "int4" : ops::dtype_name(table.act_dtype),
                 bytes[four_bits] * 1e6 / kReadLimit);
     for (const int m : counts) {
       std::printf(" %8.1f", 1e6 * weights.seconds(s, x.get(), y.get(), m, stream));
@@ -107,11 +118,13 @@ int main(int argc, char** argv) {
   }
   gpu::check(cudaSetDevice(0), "choose device");
   const gpu::StreamHandle stream = gpu::make_stream();
-  const ops::Ops table = ops::cuda_ops(0, ops::DType::kF16);
+  const bool bfloat16 = argc > 1 && std::strcmp(argv[1], "bfloat16") == 0;
+  const ops::Ops table = ops::cuda_ops(0, bfloat16 ? ops::DType::kBF16 : ops::DType::kF16);
   std::vector<int> counts;
-  for (int i = 1; i < argc; ++i) counts.push_back(std::clamp(std::atoi(argv[i]), 1, 16384));
+  for (int i = bfloat16 ? 2 : 1; i < argc; ++i)
+    counts.push_back(std::clamp(std::atoi(argv[i]), 1, 16384));
   if (counts.empty()) counts = {1, 4, 8, 16, 32, 64, 128, 256, 1024, 4096};
-  std::printf("microseconds; %-19s  floor", "N x K");
+  std::printf("microseconds; %-20s  floor", "N x K");
   for (const int m : counts) std::printf(" %8d", m);
   std::printf("\n");
   for (const gpu::Shape& s : gpu::kShapes) gpu::bench(table, s, counts, stream.get());

@@ -34,7 +34,7 @@ constexpr int kLaneBytes = 16;  // of a tile
 constexpr int kTileBytes = kLanes * kLaneBytes;
 constexpr int kPairs = kTileRows / 2;  // group words of a tile and group, in twos
 constexpr int kGroupBytes = kTileRows * 4;
-constexpr int kGroupMultiple = 32;  // of a group's size, unless there is only one
+constexpr int kGroupMultiple = 32;  // a group's least size, unless there is only one
 
 /// Sizes of a packed weight: uint4 q[tiles][k_tiles][32], then uint2 words[tiles][groups][8].
 struct Layout {
@@ -90,7 +90,8 @@ inline const uint32_t* words_of(const Layout& layout, const void* packed) {
 /// Whether there is a layout for groups of this size.
 constexpr bool supports_groups(int64_t k, int64_t group_size) {
   return group_size > 0 && k > 0 && k % 8 == 0 &&
-         (group_size == k || (k % group_size == 0 && group_size % kGroupMultiple == 0));
+         (group_size == k || (k % group_size == 0 && group_size >= kGroupMultiple &&
+                              std::has_single_bit(static_cast<uint64_t>(group_size))));
 }
 
 /// scale rounded to 24 bits, whose lowest 8 bits make room for the zero: exact for what checkpoints

@@ -17,6 +17,8 @@ namespace {
 
 // Weights are dequantised in parts of so many bytes, of which each stays in the L2 cache.
 constexpr size_t kDequantisedBytes = size_t{32} << 20;
+// Reading the packed weights so often takes less time than dequantising them once.
+constexpr int32_t kSkinnyPasses = 6;
 
 [[noreturn]] void throw_internal(const std::string& what) {
   throw Error(ErrorCode::kInternal, "int4 weight: " + what);
@@ -177,9 +179,20 @@ ops::LinearWeight make_int4_linear(Backend& b, const ops::WeightPiece* pieces, i
 }
 
 void int4_product(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
-  if (supports_int4_skinny(p)) return int4_skinny_linear(p, b.act, stream);
-  if (supports_int4_wgmma(p)) return int4_wgmma(p, b.act, b.streaming, stream);
-  dequantised_product(b, p, stream);
+  if (p.num_tokens > kInt4SkinnyTokens && supports_int4_wgmma(p)) {
+    return int4_wgmma(p, b.act, b.streaming, stream);
+  }
+  if (p.num_tokens > kSkinnyPasses * kInt4SkinnyTokens || !supports_int4_skinny(p)) {
+    return dequantised_product(b, p, stream);
+  }
+  const int64_t columns = p.weight->out_features / (p.silu_mul ? 2 : 1);
+  for (int32_t begin = 0; begin < p.num_tokens; begin += kInt4SkinnyTokens) {
+    ops::LinearParams pass = p;
+    pass.num_tokens = std::min(kInt4SkinnyTokens, p.num_tokens - begin);
+    pass.x = static_cast<const char*>(p.x) + begin * p.weight->in_features * 2;
+    pass.y = static_cast<char*>(p.y) + begin * columns * (p.float_output ? 4 : 2);
+    int4_skinny_linear(pass, b.act, stream);
+  }
 }
 
 }  // namespace treadle::cuda

@@ -78,23 +78,35 @@ __global__ void __launch_bounds__(kThreads)
     }
     to[half] = layout.source_row(tile, r) < 0 ? nullptr : out + row * layout.k;
   }
-  const uint4 packed = q[size_t(begin) * layout.k_tiles * kLanes + index];
-  const uint32_t q_words[4] = {packed.x, packed.y, packed.z, packed.w};
+  // Of the 16 columns of one word this lane takes those of its whole quad: 32 bytes of each row.
+  const auto* quad = reinterpret_cast<const uint32_t*>(q + size_t(begin) * layout.k_tiles * kLanes +
+                                                       index / 4 * 4);
+  const int column = k_tile * kTileColumns + lane % 4 * 16;
+  if (column >= layout.k) return;
+  const uint2 group =
+      words[(size_t(tile) * layout.groups + layout.group_of(column)) * kPairs + lane / 4];
+  const Zeros<T> zeros(group);
+  uint32_t values[2][2][4];  // [row r, r + 8][eight columns][pairs]
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const int column = k_tile * kTileColumns + j * 16 + lane % 4 * 2;
-    const uint2 group =
-        words[(size_t(tile) * layout.groups + layout.group_of(column)) * kPairs + lane / 4];
+  for (int i = 0; i < 4; ++i) {
     uint32_t a[4];
-    Zeros<T>(group).unpack(q_words[j], a);
+    zeros.unpack(quad[i * 4 + lane % 4], a);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int at = column + i / 2 * 8;
-      if (to[i % 2] == nullptr || at >= layout.k) continue;
-      const float scale = scale_of(i % 2 == 0 ? group.x : group.y);
-      const float low = to_float(__builtin_bit_cast(T, static_cast<uint16_t>(a[i])));
-      const float high = to_float(__builtin_bit_cast(T, static_cast<uint16_t>(a[i] >> 16)));
-      *reinterpret_cast<uint32_t*>(to[i % 2] + at) = pack2<T>(low * scale, high * scale);
+    for (int j = 0; j < 4; ++j) {
+      const float scale = scale_of(j % 2 == 0 ? group.x : group.y);
+      const float low = to_float(__builtin_bit_cast(T, static_cast<uint16_t>(a[j])));
+      const float high = to_float(__builtin_bit_cast(T, static_cast<uint16_t>(a[j] >> 16)));
+      values[j % 2][j / 2][i] = pack2<T>(low * scale, high * scale);
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int eight = 0; eight < 2; ++eight) {
+      const int at = column + eight * 8;
+      if (to[half] == nullptr || at >= layout.k) continue;
+      const uint32_t(&v)[4] = values[half][eight];
+      *reinterpret_cast<uint4*>(to[half] + at) = make_uint4(v[0], v[1], v[2], v[3]);
     }
   }
 }

@@ -9,7 +9,7 @@ namespace treadle::cuda {
 
 constexpr int32_t kInt4SkinnyTokens = 16;
 
-/// Whether int4_skinny_linear computes `p`.
+/// Whether int4_skinny_linear computes `p`, or parts of it where there are more tokens.
 bool supports_int4_skinny(const ops::LinearParams& p);
 
 /// p.x is normalised already and its columns are in the order of the packed ones. A token's result

@@ -6,7 +6,9 @@
 // groups' words, and 64 columns of x, which serve all tiles: that is why a block has several, as
 // the x of eight tokens is otherwise twice as large as W.
 //
-// Within a step q - zero is exact, and float32 scales bring the sum of a group's part to the total.
+// The tensor cores see the numbers as they are: a mask makes them floats (see Raw). Zeros and
+// scales come in float32 when a step's sums are added to the total; the sum of x that a zero takes
+// off is one more row of products, for all tiles.
 //
 // Narrow layers are cut along K as well: the blocks of a cluster share rows, and each adds up and
 // stores a part of them. The order of a sum depends on the layer's shape alone.
@@ -31,27 +33,29 @@ constexpr bool kClusters = false;  // split is 1
 #endif
 
 struct SkinnyArgs {
-  const void* packed;  // Layout
+  const void* packed;  // Layout, of less than 4 GB
   const void* x;       // [m][k]
   void* y;             // [m][columns]
   const float* bias;   // [n] or null
   Layout layout;
+  int group_shift;  // a column's group is column >> group_shift, or the last one
   int m;
   bool add;   // to y
   int split;  // blocks of a cluster, along K
 };
 
-/// Shared memory of a block: a ring for each warp. A stage is the tiles' numbers, their groups'
-/// words (two groups where they are shorter than a step) and x [m][64] with the 16-byte chunks of a
-/// token swizzled.
-template <int kTiles>
+/// Shared memory of a warp: a ring of W, whose stages are the tiles' numbers and their groups'
+/// words (two groups where they are shorter than a step), and one of x [m][64] with the 16-byte
+/// chunks of a token swizzled. x is nearer, in L2, and has a stage less.
+template <int kTiles, bool kFine, int kDepth>
 struct SkinnyRing {
-  int x;      // bytes from a stage's begin
-  int stage;  // bytes
-
-  static constexpr int kGroups = kTiles * kTileBytes;
-  __host__ __device__ explicit SkinnyRing(int m, bool fine)
-      : x(kGroups + kTiles * kGroupBytes * (fine ? 2 : 1)), stage(x + m * kTileColumns * 2) {}
+  static constexpr int kXDepth = kDepth > 2 ? kDepth - 1 : 2;
+  static constexpr int kWords = kTiles * kTileBytes;  // bytes from a stage's begin
+  static constexpr int kTileWords = kFine ? 2 * kGroupBytes : kGroupBytes;
+  static constexpr int kStage = kWords + kTiles * kTileWords;
+  static constexpr int kX = kDepth * kStage;  // bytes from the ring's begin
+  __host__ __device__ static constexpr int x_stage(int m) { return m * kTileColumns * 2; }
+  __host__ __device__ static constexpr int bytes(int m) { return kX + kXDepth * x_stage(m); }
 };
 
 /// Floats of one token's 16 rows in the exchange between warps: with 20 no bank is hit twice.
@@ -61,10 +65,56 @@ constexpr int skinny_sum_bytes(int warps, int tiles, int token_tiles) {
   return warps * tiles * token_tiles * 8 * kSumStride * int{sizeof(float)};
 }
 
-/// kTokenTiles: eights of tokens.
-template <class T, class Out, int kWarps, int kTiles, int kTokenTiles, bool kGated, int kDepth,
-          int kBlocks>
+/// What a masked word is to the tensor cores, apart from a factor: raw = q + kOffset. The sum over
+/// x of a constant A, kOneLow and kOneHigh, is what the zero has to be multiplied by.
+template <class T>
+struct Raw;
+template <>
+struct Raw<__half> {
+  // A nibble in the lowest bits of a half is q * 2^-24, a subnormal number, and in the next ones
+  // 16 times that; products with it are exact.
+  static constexpr float kOffset = 0.0F;
+  static constexpr uint32_t kOneLow = 0x00010001U;   // for row r
+  static constexpr uint32_t kOneHigh = 0x00100010U;  // for row r + 8
+  static constexpr float kLowFactor = 0x1p24F;
+  static constexpr float kHighFactor = 0x1p20F;
+
+  static __device__ __forceinline__ void unpack(uint32_t q, uint32_t (&a)[4]) {
+    a[0] = q & 0x000f000fU;
+    a[1] = q & 0x00f000f0U;
+    q >>= 8;
+    a[2] = q & 0x000f000fU;
+    a[3] = q & 0x00f000f0U;
+  }
+};
+template <>
+struct Raw<__nv_bfloat16> {
+  // Subnormal numbers of bfloat16 are too small; in the mantissa of 128 a nibble is 128 + q.
+  static constexpr float kOffset = 128.0F;
+  static constexpr uint32_t kOneLow = 0x3f803f80U;
+  static constexpr uint32_t kOneHigh = 0x3f803f80U;
+  static constexpr float kLowFactor = 1.0F;
+  static constexpr float kHighFactor = 1.0F;
+
+  static __device__ __forceinline__ void unpack(uint32_t q, uint32_t (&a)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = mask_or<0x000f000fU, 0x43004300U>(q >> (4 * i));
+  }
+};
+
+/// zero + kOffset, `two_to_23` being that as a float: an operand, as two constants would take a
+/// second instruction.
+template <class T>
+__device__ __forceinline__ float raw_zero(uint32_t word, uint32_t two_to_23) {
+  return __uint_as_float(__byte_perm(word, two_to_23, 0x7650)) - (0x1p23F - Raw<T>::kOffset);
+}
+
+/// kTokenTiles: eights of tokens. kFine: groups are shorter than a step. kTogether: tiles whose
+/// products take turns, as each waits for the one before it of its tile.
+template <class T, class Out, int kWarps, int kTiles, int kTokenTiles, bool kGated, bool kFine,
+          int kDepth, int kBlocks, int kTogether>
 __global__ void __launch_bounds__(32 * kWarps, kBlocks) int4_skinny_kernel(const SkinnyArgs a) {
+  using Ring = SkinnyRing<kTiles, kFine, kDepth>;
   extern __shared__ __align__(128) uint8_t shared[];
   grid_dependency_launch();
 
@@ -77,66 +127,80 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) int4_skinny_kernel(const
   const int first_tile = static_cast<int>(blockIdx.x) / a.split * kTiles;
   const int k_end = layout.k_tiles * (part + 1) / a.split;
   const int k_begin = layout.k_tiles * part / a.split + warp;
-  const bool fine = layout.group_size < kTileColumns;
 
-  const SkinnyRing<kTiles> ring(a.m, fine);
-  const uint32_t base = shared_address(shared) + warp * kDepth * ring.stage;
-  const auto* q = static_cast<const uint8_t*>(a.packed);
-  const uint8_t* words = q + layout.q_bytes();
+  const int x_stage = Ring::x_stage(a.m);
+  const int ring = warp * Ring::bytes(a.m);
+  const int x_ring = ring + Ring::kX;
+  const uint32_t base = shared_address(shared);
 
   // Tiles past the end are read from the last one and never stored.
-  const size_t tile_bytes = size_t(layout.k_tiles) * kTileBytes;
-  const uint8_t* tiles[kTiles];
+  const auto* packed = static_cast<const uint8_t*>(a.packed);
+  uint32_t tile_at[kTiles];
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
-    tiles[t] = q + min(first_tile + t, layout.tiles - 1) * tile_bytes + lane * kLaneBytes;
+    const auto tile = static_cast<uint32_t>(min(first_tile + t, layout.tiles - 1));
+    tile_at[t] = tile * layout.k_tiles * kTileBytes;
   }
-  // One copy brings the words of a step: each lane 16 bytes of some tile.
-  const int word_lanes = fine ? 8 : 4;  // of a tile
-  const bool has_words = lane < kTiles * word_lanes;
-  const int word_tile = min(first_tile + lane / word_lanes, layout.tiles - 1);
-  const uint8_t* const tile_words = words + size_t(word_tile) * layout.groups * kGroupBytes;
-  const int word_half = lane % word_lanes / 4;
-  const auto fetch_w = [&](int stage, int k) {
-    const uint32_t to = base + stage * ring.stage;
-    const bool valid = k < k_end;
-    const int at = valid ? k : 0;
+  const uint8_t* from_w = packed + k_begin * kTileBytes + lane * kLaneBytes;
+  // The words of a step come in 16-byte pieces, one or two to a lane.
+  constexpr int kWordLanes = kFine ? 8 : 4;  // of a tile
+  constexpr int kWordCopies = (kTiles * kWordLanes + 31) / 32;
+  const uint8_t* words[kWordCopies];
+#pragma unroll
+  for (int i = 0; i < kWordCopies; ++i) {
+    const int tile = min(first_tile + (i * 32 + lane) / kWordLanes, layout.tiles - 1);
+    words[i] =
+        packed + layout.q_bytes() + size_t(tile) * layout.groups * kGroupBytes + lane % 4 * 16;
+  }
+  const int word_column = lane % kWordLanes / 4 * kGroupMultiple;
+  int ahead_w = k_begin;
+  const auto fetch_w = [&](int stage) {
+    const uint32_t to = base + stage;
+    const bool valid = ahead_w < k_end;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      cp_async_16(to + t * kTileBytes + lane * kLaneBytes, tiles[t] + size_t(at) * kTileBytes,
-                  valid);
+      cp_async_16(to + t * kTileBytes + lane * kLaneBytes, from_w + tile_at[t], valid);
     }
-    if (has_words) {
-      const int at_group = layout.group_of(at * kTileColumns + word_half * kGroupMultiple);
-      cp_async_16_l1(to + ring.kGroups + lane * 16,
-                     tile_words + at_group * kGroupBytes + lane % 4 * 16, valid);
+    from_w += kWarps * kTileBytes;
+    const int at = valid ? ahead_w * kTileColumns + word_column : 0;
+    const int group_bytes = min(at >> a.group_shift, layout.groups - 1) * kGroupBytes;
+#pragma unroll
+    for (int i = 0; i < kWordCopies; ++i) {
+      if (i * 32 + lane < kTiles * kWordLanes) {
+        cp_async_16_l1(to + Ring::kWords + (i * 32 + lane) * 16, words[i] + group_bytes, valid);
+      }
     }
+    ahead_w += kWarps;
   };
-  const auto fetch_x = [&](int stage, int k) {
-    const uint32_t to = base + stage * ring.stage + ring.x;
-    const T* x = static_cast<const T*>(a.x) + k * kTileColumns;
+  // A lane brings 16 bytes of each fourth token.
+  const int x_end = min(k_end * kTileColumns, layout.k);
+  int x_column = k_begin * kTileColumns + lane % 8 * 8;
+  const T* from_x = static_cast<const T*>(a.x) + lane / 8 * layout.k + x_column;
+  const int to_x = lane / 8 * 128 + ((lane % 8 ^ lane / 8) << 4);
+  const auto fetch_x = [&](int stage) {
+    const bool valid = x_column < x_end;
 #pragma unroll
     for (int i = 0; i < 2 * kTokenTiles; ++i) {
-      const int token = (i * 32 + lane) / 8;
-      const int chunk = lane % 8;
-      if (token >= a.m) break;
-      const bool valid = k < k_end && k * kTileColumns + chunk * 8 < layout.k;
-      cp_async_16_l1(to + token * 128 + ((chunk ^ (token & 7)) << 4),
-                     valid ? x + size_t(token) * layout.k + chunk * 8 : a.x, valid);
+      if (i * 4 + lane / 8 < a.m) {
+        cp_async_16_l1(base + stage + i * 512 + (to_x ^ (i % 2 * 64)), from_x + i * 4 * layout.k,
+                       valid);
+      }
     }
+    x_column += kWarps * kTileColumns;
+    from_x += kWarps * kTileColumns;
   };
 
-  int ahead = k_begin;
 #pragma unroll
-  for (int stage = 0; stage < kDepth - 1; ++stage, ahead += kWarps) {
-    fetch_w(stage, ahead);
+  for (int i = 0; i < kDepth - 1; ++i) {
+    fetch_w(ring + i * Ring::kStage);
     cp_async_commit();
   }
   grid_dependency_wait();  // W is constant; x and y are not
 #pragma unroll
-  for (int stage = 0; stage < kDepth - 1; ++stage) {
-    fetch_x(stage, k_begin + stage * kWarps);
+  for (int i = 0; i < Ring::kXDepth - 1; ++i) {
+    fetch_x(x_ring + i * x_stage);
     cp_async_commit();
+    cp_async_commit();  // in the place of a step's W, which has been asked for
   }
 
   // Outputs of a tile are numbered [token][row]. The blocks of a cluster take equal parts of them.
@@ -163,74 +227,97 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) int4_skinny_kernel(const
 
   // Where this lane's rows of the matrices of x are: lane i names row i % 8 of matrix i / 8. Tokens
   // that there are not are copies of the last.
-  uint32_t x_rows[kTokenTiles];
-  uint32_t x_swizzle[kTokenTiles];
+  int x_rows[kTokenTiles];
+  int x_swizzle[kTokenTiles];
 #pragma unroll
   for (int i = 0; i < kTokenTiles; ++i) {
     const int token = min(i * 8 + lane % 8, a.m - 1);
-    x_rows[i] = base + ring.x + token * 128;
-    x_swizzle[i] = (lane / 8) ^ (token & 7);
+    x_rows[i] = token * 128;
+    x_swizzle[i] = ((lane / 8) ^ (token & 7)) << 4;
   }
 
+  const uint32_t ones[4] = {Raw<T>::kOneLow, Raw<T>::kOneHigh, Raw<T>::kOneLow, Raw<T>::kOneHigh};
+  uint32_t two_to_23;
+  asm volatile("mov.b32 %0, 0x4b000000;\n" : "=r"(two_to_23));
   float acc[kTiles][kTokenTiles][4] = {};
-  int stage = 0;
-  for (int k = k_begin; k < k_end; k += kWarps, ahead += kWarps) {
-    cp_async_wait<kDepth - 2>();
+  int current = ring;
+  int free = ring + (kDepth - 1) * Ring::kStage;
+  int x_current = x_ring;
+  int x_free = x_ring + (Ring::kXDepth - 1) * x_stage;
+  for (int k = k_begin; k < k_end; k += kWarps) {
+    // Of the groups after this step's x none is needed yet: one of W, and x and W of each step
+    // between. With rings of two stages W is the last one.
+    cp_async_wait<kDepth == 2 ? 0 : 2 * Ring::kXDepth - 3>();
     __syncwarp();  // x and the words are other lanes' copies
-    const int next = stage == 0 ? kDepth - 1 : stage - 1;
-    fetch_w(next, ahead);
-    fetch_x(next, ahead);
+    fetch_x(x_free);
     cp_async_commit();
+    fetch_w(free);
+    cp_async_commit();
+    const uint8_t* const stage = shared + current;
     uint32_t b[kTokenTiles][2][4];  // [half of the step][two products' fragments]
+    float x_sums[kTokenTiles][kFine ? 2 : 1][4] = {};
 #pragma unroll
     for (int i = 0; i < kTokenTiles; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        ldmatrix_x4(b[i][half],
-                    x_rows[i] + stage * ring.stage + ((x_swizzle[i] ^ (half * 4)) << 4));
+        ldmatrix_x4(b[i][half], base + x_current + x_rows[i] + (x_swizzle[i] ^ (half * 64)));
       }
     }
-    const uint8_t* const from = shared + (warp * kDepth + stage) * ring.stage;
-    const auto* const group_words = reinterpret_cast<const uint2*>(from + ring.kGroups);
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      const uint4 w = *reinterpret_cast<const uint4*>(from + t * kTileBytes + lane * kLaneBytes);
-      const uint32_t q_words[4] = {w.x, w.y, w.z, w.w};
-      uint2 word = group_words[t * (fine ? 2 * kPairs : kPairs) + group];
-      float sums[kTokenTiles][4] = {};
-      const auto bring_to_total = [&] {
-        const float low = scale_of(word.x);
-        const float high = scale_of(word.y);
+    for (int first = 0; first < kTiles; first += kTogether) {
+      uint4 w[kTogether];
 #pragma unroll
-        for (int i = 0; i < kTokenTiles; ++i) {
+      for (int t = 0; t < min(kTogether, kTiles - first); ++t) {
+        w[t] =
+            *reinterpret_cast<const uint4*>(stage + (first + t) * kTileBytes + lane * kLaneBytes);
+      }
 #pragma unroll
-          for (int j = 0; j < 4; ++j) acc[t][i][j] += (j < 2 ? low : high) * sums[i][j];
-        }
-      };
+      for (int run = 0; run < (kFine ? 2 : 1); ++run) {  // of a group
+        float sums[kTogether][kTokenTiles][4] = {};
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (half == 1 && fine) {
-          bring_to_total();
+        for (int half = kFine ? run : 0; half < (kFine ? run + 1 : 2); ++half) {
 #pragma unroll
-          for (int i = 0; i < kTokenTiles; ++i) {
-            sums[i][0] = sums[i][1] = sums[i][2] = sums[i][3] = 0.0F;
+          for (int j = 0; j < 2; ++j) {
+#pragma unroll
+            for (int i = 0; i < kTokenTiles && first == 0; ++i) {
+              mma_16816<T>(x_sums[i][run], ones, b[i][half][2 * j], b[i][half][2 * j + 1]);
+            }
+#pragma unroll
+            for (int t = 0; t < min(kTogether, kTiles - first); ++t) {
+              uint32_t fragment[4];
+              Raw<T>::unpack(half == 0 ? (j == 0 ? w[t].x : w[t].y) : (j == 0 ? w[t].z : w[t].w),
+                             fragment);
+#pragma unroll
+              for (int i = 0; i < kTokenTiles; ++i) {
+                mma_16816<T>(sums[t][i], fragment, b[i][half][2 * j], b[i][half][2 * j + 1]);
+              }
+            }
           }
-          word = group_words[(2 * t + 1) * kPairs + group];
         }
-        const Zeros<T> zeros(word);
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          uint32_t fragment[4];
-          zeros.unpack(q_words[half * 2 + j], fragment);
+        for (int t = 0; t < min(kTogether, kTiles - first); ++t) {
+          const uint2 word = *reinterpret_cast<const uint2*>(stage + Ring::kWords +
+                                                             (first + t) * Ring::kTileWords +
+                                                             run * kGroupBytes + group * 8);
+          const float scale[2] = {scale_of(word.x), scale_of(word.y)};
+          const float zero[2] = {raw_zero<T>(word.x, two_to_23), raw_zero<T>(word.y, two_to_23)};
 #pragma unroll
           for (int i = 0; i < kTokenTiles; ++i) {
-            mma_16816<T>(sums[i], fragment, b[i][half][2 * j], b[i][half][2 * j + 1]);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              acc[first + t][i][j] +=
+                  scale[j / 2] * (sums[t][i][j] - zero[j / 2] * x_sums[i][run][j]);
+            }
           }
         }
       }
-      bring_to_total();
     }
-    stage = stage == kDepth - 1 ? 0 : stage + 1;
+    free = current;
+    current += Ring::kStage;
+    if (current == ring + kDepth * Ring::kStage) current = ring;
+    x_free = x_current;
+    x_current += x_stage;
+    if (x_current == x_ring + Ring::kXDepth * x_stage) x_current = x_ring;
   }
 
   // The sums of the warps take the rings' place.
@@ -245,7 +332,8 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) int4_skinny_kernel(const
     for (int i = 0; i < kTokenTiles; ++i) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        sums[warp][t][i * 8 + quad * 2 + j % 2][group + j / 2 * 8] = acc[t][i][j];
+        sums[warp][t][i * 8 + quad * 2 + j % 2][group + j / 2 * 8] =
+            acc[t][i][j] * (j < 2 ? Raw<T>::kLowFactor : Raw<T>::kHighFactor);
       }
     }
   }

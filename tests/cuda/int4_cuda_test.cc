@@ -177,11 +177,13 @@ void expect_mean_error(const Tables& t, const std::string& name, const std::vect
 std::vector<char> check_product(const Tables& t, const std::string& name, const Layer& layer, int m,
                                 bool silu, const Use& use) {
   const auto [want, got] = run_product(t, name, layer.cpu, layer.gpu, m, silu, use);
-  // Up to 16 tokens weights are exact; for more they are rounded to act, as transformers does.
+  // Up to 16 tokens weights are exact; for more they are rounded to act, as transformers does. In
+  // bfloat16 sums are of 128 + q, and what the zero takes off is larger than what is left.
   const std::vector<float> y_values = decode(use.float_output ? DType::kF32 : t.act, got);
   const bool exact = m <= 16 && use.float_output && !use.norm;
   const double e = epsilon(t.act);
-  expect_mean_error(t, name, y_values, want, exact ? 1e-5 : (silu ? 2 : 1) * 2 * e);
+  expect_mean_error(t, name, y_values, want,
+                    exact ? (t.act == DType::kF16 ? 1e-5 : 1e-4) : (silu ? 2 : 1) * 2 * e);
   if (t.act == DType::kF16 && !silu) expect_mean_error(t, name, y_values, want, 1e-3);
   expect_near(t, name, y_values, want, 20 * e, 20 * e);
   return got;
@@ -206,7 +208,7 @@ void test_layer(const Tables& t, const Checkpoint& from, bool silu, bool with_bi
       if (use.norm && m != 1 && m != 3 && m != 16 && m != 64) continue;
       // The CPU's time.
       const int64_t work = int64_t{from.n} * from.k * m;
-      if (m > 16 && work > int64_t{400} << 20) continue;
+      if (m > 16 && work > int64_t{200} << 20) continue;
       const std::string name = name_of(t, from, m, silu, with_bias, use);
       const std::vector<char> got = check_product(t, name, layer, m, silu, use);
       // The first token is the same in all of them; up to 16, its result is too.
@@ -238,6 +240,27 @@ void test_products(const Tables& t) {
   }
 }
 
+// Layers that fill a GPU several times have plans of their own.
+void test_wide(const Tables& t) {
+  for (const Shape& s : {Shape{28672, 192}, Shape{22000, 192}, Shape{11216, 1088}}) {
+    for (const int group : {32, 64, s.k}) {
+      for (const bool silu : {false, true}) {
+        const Checkpoint from(s.n, s.k, group, false);
+        const Layer layer(t, from, silu, !silu);
+        std::vector<char> first_row;
+        for (const int m : {1, 7, 9, 16}) {
+          const Use use{false, false, !silu};
+          const std::string name = name_of(t, from, m, silu, !silu, use);
+          const std::vector<char> got = check_product(t, name, layer, m, silu, use);
+          if (m == 1) first_row = got;
+          t.report.check(std::equal(first_row.begin(), first_row.end(), got.begin()),
+                         name + ": depends on the batch");
+        }
+      }
+    }
+  }
+}
+
 // More tokens than are normalised or gated at a time.
 void test_chunks(const Tables& t) {
   for (const bool silu : {false, true}) {
@@ -255,7 +278,7 @@ void test_parts(const Tables& t) {
   const int k = 4096;
   for (const bool silu : {false, true}) {
     const Layer layer(t, Checkpoint(n, k, 128, false), silu, true);
-    check_product(t, label(t, "int4 parts 40 tokens"), layer, 40, silu, {false, !silu, false});
+    check_product(t, label(t, "int4 parts 140 tokens"), layer, 140, silu, {false, !silu, false});
   }
 }
 
@@ -279,13 +302,17 @@ void test_refusals(const Tables& t) {
 }  // namespace
 }  // namespace treadle::cuda::testing
 
-int main() {
+/// An argument names the one part that runs: layout, products, wide or chunks.
+int main(int argc, char** argv) {
   namespace test = treadle::cuda::testing;
-  return test::run_on_tables("int4_cuda_test", [](const test::Tables& tables) {
-    test::test_layout(tables);
-    test::test_products(tables);
-    test::test_chunks(tables);
-    test::test_parts(tables);
-    test::test_refusals(tables);
+  const std::string only = argc > 1 ? argv[1] : "";
+  return test::run_on_tables("int4_cuda_test", [&only](const test::Tables& tables) {
+    const auto wanted = [&only](const char* part) { return only.empty() || only == part; };
+    if (wanted("layout")) test::test_layout(tables);
+    if (wanted("layout")) test::test_refusals(tables);
+    if (wanted("products")) test::test_products(tables);
+    if (wanted("wide")) test::test_wide(tables);
+    if (wanted("chunks")) test::test_chunks(tables);
+    if (wanted("chunks")) test::test_parts(tables);
   });
 }
