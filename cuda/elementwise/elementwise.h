@@ -27,9 +27,6 @@ void rope(const ops::RopeParams&, cudaStream_t);
 /// V of one (block, layer, head) are both [64][head_dim].
 void qkv(const ops::QkvParams&, ops::DType act, cudaStream_t);
 
-/// The part of qkv() for a pool of int8; qkv() has checked the parameters.
-void qkv_int8(const ops::QkvParams&, ops::DType act, cudaStream_t);
-
 /// out[t][i] = silu(gate_up[t][i]) * gate_up[t][inner + i].
 void silu_mul(const void* gate_up, void* out, int32_t num_tokens, int64_t inner, ops::DType act,
               cudaStream_t);

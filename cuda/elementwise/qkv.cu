@@ -1,5 +1,5 @@
-// From the fused projection to Q and the KV pool: qk-norm, RoPE, logn scaling, paged write. And the
-// angles of RoPE (arXiv:2104.09864), once for all layers of a step.
+// From the fused projection to Q and the KV pool: qk-norm, RoPE, logn scaling, paged write, as int8
+// where the pool is. And the angles of RoPE (arXiv:2104.09864), once for all layers of a step.
 #include <type_traits>
 
 #include "common/dispatch.h"
@@ -42,10 +42,52 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(ops::RopeParams p) {
       make_float2(c * p.attention_factor, s * p.attention_factor);
 }
 
+/// What a head's values are quantised with, as on the CPU (ops/cpu/quantise_inl.h): the least and
+/// the largest become -127.5 and 127.5, and a head with a value that is not finite not-a-number.
+/// `fixed` takes the range's place where it is given. By all lanes of a head; those without values
+/// say so.
+template <int kLanes>
+__device__ __forceinline__ ops::KvScale kv_scale(const float (&x)[8], bool here,
+                                                 const ops::KvScale* fixed) {
+  float least = here ? x[0] : INFINITY;
+  float largest = here ? x[0] : -INFINITY;
+  int finite = 1;
+  if (here) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      finite &= isfinite(x[j]) ? 1 : 0;
+      least = fminf(least, x[j]);
+      largest = fmaxf(largest, x[j]);
+    }
+  }
+#pragma unroll
+  for (int other = kLanes / 2; other > 0; other /= 2) {
+    least = fminf(least, __shfl_xor_sync(0xffffffffU, least, other, kLanes));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffU, largest, other, kLanes));
+    finite &= __shfl_xor_sync(0xffffffffU, finite, other, kLanes);
+  }
+  if (finite == 0) return {0.0F, NAN};
+  if (fixed != nullptr) return *fixed;
+  // Halves first: the difference of any two finite halves is finite.
+  return {(0.5F * largest - 0.5F * least) / 127.5F, 0.5F * least + 0.5F * largest};
+}
+
+__device__ __forceinline__ uint32_t quantise4(const float* x, ops::KvScale s) {
+  const float scale = s.scale > 0.0F ? s.scale : 1.0F;
+  uint32_t word = 0;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    // The bound comes second: it takes the place of what is not a number.
+    const float q = fminf(fmaxf((x[j] - s.zero) / scale, -128.0F), 127.0F);
+    word |= (static_cast<uint32_t>(__float2int_rn(q)) & 0xffU) << (8 * j);
+  }
+  return word;
+}
+
 /// A head of head_dim elements is held by kLanes lanes, eight elements each; lanes past head_dim
 /// idle. The rotated pair (i, i + rotary_dim / 2) lies rotary_dim / 16 lanes apart. Each thread
 /// takes kHeads heads, whose loads wait for memory together and which share the angles.
-template <class T, int kLanes, int kHeads>
+template <class T, int kLanes, int kHeads, bool kInt8>
 __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
   grid_dependency_launch();
   constexpr int kApart = kThreads / kLanes;  // between a thread's heads
@@ -121,29 +163,46 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
     float y[8];
 #pragma unroll
     for (int j = 0; j < 8; ++j) y[j] = __shfl_sync(0xffffffffU, x[j], partner, kLanes);
-    if (!here) continue;
-    if (!is_v && rotated) {
+    if (here && !is_v && rotated) {
 #pragma unroll
       for (int j = 0; j < 8; ++j) x[j] = x[j] * cosine[j] + y[j] * sine[j];
     }
 
+    const int part = head - p.heads;  // K heads come first in a layer, then V heads, as in qkv
+    ops::KvScale scale = {};
+    if constexpr (kInt8) {
+      const bool written = here && !is_q;
+      if (__any_sync(0xffffffffU, written)) {
+        const bool fixed = p.kv_static != nullptr && written;
+        scale = kv_scale<kLanes>(x, here, fixed ? p.kv_static + part : nullptr);
+      }
+    }
+    if (!here) continue;
+
     if (is_q) {
       if (p.logn_len > 0 && position >= p.logn_len) {
-        const auto scale = static_cast<float>(log(static_cast<double>(position) + 1.0) /
-                                              log(static_cast<double>(p.logn_len)));
+        const auto logn = static_cast<float>(log(static_cast<double>(position) + 1.0) /
+                                             log(static_cast<double>(p.logn_len)));
 #pragma unroll
-        for (int j = 0; j < 8; ++j) x[j] *= scale;
+        for (int j = 0; j < 8; ++j) x[j] *= logn;
       }
       store8(static_cast<T*>(p.q_out) + (size_t(t) * p.heads + head) * dim + lane * 8, x);
       continue;
     }
     if (block < 0) continue;  // padding
     const int slot = position % ops::kBlockTokens;
-    // K heads come first in a layer, then V heads: the same order as in the projection.
-    T* to = static_cast<T*>(p.kv.base) + size_t(block) * p.kv.block_elems() +
-            size_t(p.layer) * p.kv.layer_elems() + size_t(head - p.heads) * p.kv.head_elems() +
-            size_t(slot) * dim;
-    store8(to + lane * 8, x);
+    const size_t at = size_t(p.layer) * p.kv.layer_elems() + size_t(part) * p.kv.head_elems() +
+                      size_t(slot) * dim + lane * 8;
+    char* to = static_cast<char*>(p.kv.base) + size_t(block) * p.kv.block_bytes();
+    if constexpr (kInt8) {
+      *reinterpret_cast<uint2*>(to + at) = make_uint2(quantise4(x, scale), quantise4(x + 4, scale));
+      if (lane == 0) {
+        auto* scales = reinterpret_cast<ops::KvScale*>(to + p.kv.scales_offset(p.layer, 0, part));
+        scales[slot] = scale;
+      }
+    } else {
+      store8(reinterpret_cast<T*>(to) + at, x);
+    }
   }
 }
 
@@ -166,24 +225,29 @@ void qkv(const ops::QkvParams& p, ops::DType act, cudaStream_t stream) {
     throw_unsupported("rotary_dim = " + std::to_string(p.rotary_dim) +
                       " must be a multiple of 16 and at most head_dim");
   }
-  if (p.kv.dtype == ops::DType::kI8) return qkv_int8(p, act, stream);
-  if (p.kv.dtype != act) {
+  const bool int8 = p.kv.dtype == ops::DType::kI8;
+  if (!int8 && p.kv.dtype != act) {
     throw_unsupported(std::string("a KV cache of type ") + ops::dtype_name(p.kv.dtype) +
                       " with activations of type " + ops::dtype_name(act));
   }
   const int all_heads = p.heads + 2 * p.kv_heads;
   with_half_type(act, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto run = [&](auto lanes) {
+    const auto run_on = [&](auto lanes, auto quantised) {
       constexpr int kLanes = decltype(lanes)::value;
+      constexpr bool kInt8 = decltype(quantised)::value;
       const auto with_heads = [&](auto kernel, int heads) {
         const int heads_per_block = kThreads / kLanes * heads;
         const dim3 grid(p.batch.num_tokens, (all_heads + heads_per_block - 1) / heads_per_block);
         launch("qkv", kernel, dependent_launch(grid, kThreads, stream), p);
       };
       // Few tokens need all the thread blocks that there can be.
-      if (p.batch.num_tokens > kFewTokens) return with_heads(qkv_kernel<T, kLanes, 6>, 6);
-      with_heads(qkv_kernel<T, kLanes, 1>, 1);
+      if (p.batch.num_tokens > kFewTokens) return with_heads(qkv_kernel<T, kLanes, 6, kInt8>, 6);
+      with_heads(qkv_kernel<T, kLanes, 1, kInt8>, 1);
+    };
+    const auto run = [&](auto lanes) {
+      if (int8) return run_on(lanes, std::true_type{});
+      run_on(lanes, std::false_type{});
     };
     if (p.head_dim <= 64) return run(std::integral_constant<int, 8>{});
     if (p.head_dim <= 128) return run(std::integral_constant<int, 16>{});
