@@ -30,8 +30,8 @@ void run_wgmma(const ops::AttentionParams& p, const Params& params, cudaStream_t
             : make_tensor_map(p.kv.base, kType, p.kv.block_elems() / kDim * p.kv.num_blocks, kDim,
                               kDim * sizeof(T), 64);
   launch("attention_prefill", kernel,
-         {dim3(device_info().sms), dim3(kWgmmaThreads), shared, stream, true}, params, q_map,
-         kv_map);
+         {dim3(device_info().sms), dim3(Groups<kDim, kInt8>::kThreads), shared, stream, true},
+         params, q_map, kv_map);
 }
 
 template <class T, bool kInt8>
