@@ -85,18 +85,23 @@ int empty_sequence(bool int8) {
 
 }  // namespace
 
-/// With the argument "small" short problems, for the slow tools that watch memory.
+/// Arguments: "int8" for that pool alone, "small" for short problems, for the slow tools that watch
+/// memory.
 int main(int argc, char** argv) {
   if (int count = 0; cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
     std::printf("SKIP: no GPU\n");
     return 77;
   }
-  const bool small = argc > 1 && std::string(argv[1]) == "small";
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  auto has = [&](const char* word) {
+    return std::find(words.begin(), words.end(), word) != words.end();
+  };
   int failed = 0;
   for (const bool int8 : {true, false}) {
+    if (has("int8") && !int8) continue;
     failed += empty_sequence(int8);
-    failed += run_all<__half>(int8, small);
-    failed += run_all<__nv_bfloat16>(int8, small);
+    failed += run_all<__half>(int8, has("small"));
+    failed += run_all<__nv_bfloat16>(int8, has("small"));
   }
   std::printf("attention_decode: %d failed\n", failed);
   return failed == 0 ? 0 : 1;

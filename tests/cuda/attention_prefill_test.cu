@@ -1,4 +1,6 @@
 // Prefill attention, both versions, against the plain reference.
+#include <algorithm>
+
 #include "attention_check.cuh"
 #include "attention_decode/attention_decode.h"
 #include "attention_prefill/attention_prefill.h"
@@ -90,24 +92,28 @@ int run_all(bool wgmma, bool int8, bool small) {
 
 }  // namespace
 
-/// With the argument "mma" or "wgmma" one version; with "small" short problems, for the slow tools
-/// that watch memory.
+/// Arguments: "mma" or "wgmma" for one version, "int8" for that pool alone, "small" for short
+/// problems, for the slow tools that watch memory.
 int main(int argc, char** argv) {
   if (int count = 0; cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
     std::printf("SKIP: no GPU\n");
     return 77;
   }
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  auto has = [&](const char* word) {
+    return std::find(words.begin(), words.end(), word) != words.end();
+  };
   int failed = 0;
-  const std::string only = argc > 1 ? argv[1] : "";
-  const bool small = only == "small";
   auto run_both = [&](bool wgmma) {
     for (const bool int8 : {true, false}) {
-      failed += run_all<__half>(wgmma, int8, small) + run_all<__nv_bfloat16>(wgmma, int8, small);
+      if (has("int8") && !int8) continue;
+      failed += run_all<__half>(wgmma, int8, has("small"));
+      failed += run_all<__nv_bfloat16>(wgmma, int8, has("small"));
     }
   };
-  if (only != "wgmma") run_both(false);
+  if (!has("wgmma")) run_both(false);
   const treadle::ops::AttentionParams any = Problem<__half>(shape_of({{1, 1}}, 1, 1, 64)).params();
-  if (only == "mma" || !supports_attention_prefill_wgmma(any)) {
+  if (has("mma") || !supports_attention_prefill_wgmma(any)) {
     std::printf("skip the wgmma version: not asked for, or not an sm_90 GPU\n");
   } else {
     run_both(true);
