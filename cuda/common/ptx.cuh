@@ -134,6 +134,25 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
+/// The larger one; NaN when either is.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
+/// ++*p in shared memory, without a branch.
+__device__ __forceinline__ void count_shared_if(bool condition, uint32_t* p) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.s32 p, %0, 0;\n"
+      "@p red.shared.add.u32 [%1], 1;\n"
+      "}\n" ::"r"(static_cast<int>(condition)),
+      "r"(shared_address(p))
+      : "memory");
+}
+
 // --- programmatic dependent launch (sm_90; nothing before that) ---
 
 /// Blocks until the grids this one depends on have finished and their writes are visible.

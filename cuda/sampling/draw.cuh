@@ -18,17 +18,13 @@ __device__ __forceinline__ uint64_t draw_target(double uniform, uint64_t total) 
   return target < total ? target : total - 1;
 }
 
-/// How many of the first `count` keys of s.keys (best first) top_p keeps. `total`: units of the
-/// tokens that top_p is a share of, 0 for those of the keys. -1 when it reaches past the keys. For
-/// one block.
+/// How many of the first `count` keys of s.keys (best first) top_p keeps. For one block.
 template <bool kShared>
 __device__ __forceinline__ int kept_keys(const Part<kShared>& part, float top_p, int count,
-                                         uint64_t total, RowShared& s) {
+                                         RowShared& s) {
   if (top_p >= 1.0F) return count;
-  running_sums(count, s, [&](int i) { return units_of(part.weight(logit_of(s.keys[i]))); });
-  const int last =
-      first_reaching(count, target_of(top_p, total > 0 ? total : s.sums[count - 1]), s);
-  return last < count ? last + 1 : -1;
+  running_sums(s.sums, count, s, [&](int i) { return units_of(part.weight(logit_of(s.keys[i]))); });
+  return first_at_least(s.sums, count, target_of(top_p, s.sums[count - 1])) + 1;
 }
 
 /// From the first `kept` keys of s.keys. For one block.
@@ -58,57 +54,58 @@ __device__ __forceinline__ int draw_from_keys(const Part<kShared>& part, const F
 }
 
 /// From all tokens of key >= least, in rounds: the part of the row in which the draw ends, the
-/// warp's share of it, the share of that share, then four tokens, then one. The token in the block
-/// whose part holds it, -1 in the others.
+/// warp's share of it, the share of that share, then four tokens, then one. With `weighed` the
+/// first round's sums are in s.warp_draws. The token in the block whose part holds it, -1 in the
+/// others.
 template <bool kCluster>
 __device__ __forceinline__ int draw_from_row(const Part<kCluster>& part, const Filters& f,
-                                             uint64_t least, RowShared& s,
+                                             uint64_t least, bool weighed, RowShared& s,
                                              const Team<kCluster>& team) {
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const auto units_at = [&](float v, int i) -> uint64_t {
     const float w = part.weight(v);
-    return w >= f.min_p && part.reaches(v, i, least) ? units_of(w) : 0;
+    return units_of((w >= f.min_p) & part.reaches(v, i, least) ? w : 0.0F);
   };
   const auto units = [&](const float4& v, int i) {
     return units_at(v.x, i) + units_at(v.y, i + 1) + units_at(v.z, i + 2) + units_at(v.w, i + 3);
   };
-  int begin = 0;
-  int end = part.count;
+  Range range{0, part.count};
   uint64_t target = 0;
   for (int round = 0; round < 2; ++round) {
-    const int share = ((end - begin + kRowWarps - 1) / kRowWarps + 3) / 4 * 4;
-    const int from = min(begin + warp * share, end);
-    uint64_t sum = 0;
-    for_each_four(part, from, min(from + share, end), lane, 32,
-                  [&](const float4& v, int i) { sum += units(v, i); });
-    sum = warp_inclusive(sum);
-    __syncthreads();
-    if (lane == 31) s.warp_u64[warp] = sum;
+    if (round > 0 || !weighed) {
+      uint64_t sum = 0;
+      for_each_four(part, warp_share(range, warp), Order::kForward,
+                    [&](const float4& v, int i) { sum += units(v, i); });
+      sum = warp_inclusive(sum);
+      __syncthreads();
+      if (lane == 31) s.warp_draws[warp] = sum;
+    }
     __syncthreads();
     if (round == 0) {
       uint64_t mine = 0;
-      for (int w = 0; w < kRowWarps; ++w) mine += s.warp_u64[w];
-      team.share(s.part_sums, mine);
+      for (int w = 0; w < kRowWarps; ++w) mine += s.warp_draws[w];
+      team.share(s.part_draws, mine);
       team.sync();
       uint64_t total = 0;
-      for (int b = 0; b < team.size; ++b) total += s.part_sums[b];
+      for (int b = 0; b < team.size; ++b) total += s.part_draws[b];
       target = draw_target(f.uniform, total);
       int chosen = 0;
-      while (s.part_sums[chosen] <= target) target -= s.part_sums[chosen++];
+      while (s.part_draws[chosen] <= target) target -= s.part_draws[chosen++];
       if (chosen != team.rank) return -1;
     }
     int chosen = 0;
-    while (chosen < kRowWarps - 1 && s.warp_u64[chosen] <= target) target -= s.warp_u64[chosen++];
-    begin = min(begin + chosen * share, end);
-    end = min(begin + share, end);
+    while (chosen < kRowWarps - 1 && s.warp_draws[chosen] <= target) {
+      target -= s.warp_draws[chosen++];
+    }
+    range = warp_share(range, chosen);
   }
   if (warp == 0) {
     bool found = false;
-    for (int first = begin; first < end && !found; first += 4 * 32) {
+    for (int first = range.begin; first < range.end && !found; first += 4 * 32) {
       const int i = first + 4 * lane;
-      const float4 v = part.four(i < end ? i : first, end);
-      const uint64_t own = i < end ? units(v, i) : 0;
+      const float4 v = part.four(i < range.end ? i : first, range.end);
+      const uint64_t own = i < range.end ? units(v, i) : 0;
       const uint64_t sum = warp_inclusive(own);
       const uint64_t before = sum - own;
       if (before <= target && target < sum) {

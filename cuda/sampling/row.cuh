@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cfloat>
+#include <climits>
 #include <cstdint>
 
 #include "common/ptx.cuh"
@@ -47,10 +48,7 @@ struct Part {
   int count;
   bool aligned;    // x may be read four at a time
   float exponent;  // log2(e) / temperature
-  // Of the whole row:
-  int vocab;
-  float max;
-  float min;  // about the smallest finite logit
+  float max;       // of the whole row
 
   /// x[i .. i + 4), -inf from `end` on. A part that is aligned has whole vectors.
   __device__ __forceinline__ float4 four(int i, int end) const {
@@ -66,11 +64,10 @@ struct Part {
     return v;
   }
   __device__ __forceinline__ uint64_t key(float v, int i) const { return rank_key(v, first + i); }
-  /// key(v, i) >= least; any token reaches 0.
+  /// key(v, i) >= least for a v above -inf.
   __device__ __forceinline__ bool reaches(float v, int i, uint64_t least) const {
-    if (least == 0) return true;
-    const float bound = logit_of(least);
-    return v > bound || (v == bound && first + i <= id_of(least));
+    const float bound = least > 0 ? logit_of(least) : -INFINITY;
+    return (v > bound) | ((v == bound) & (first + i <= id_of(least)));
   }
   /// exp((v - max) / temperature)
   __device__ __forceinline__ float weight(float v) const {
@@ -82,50 +79,91 @@ __device__ __forceinline__ uint64_t units_of(float weight) {
   return __float2ull_rz(weight * kWeightUnit);
 }
 
-/// f(x[i .. i + 4), i) over [begin, end), dealt out to `count` threads of which this is `rank`; a
-/// thread meets its elements by ascending i. begin is a multiple of 4.
+/// Tokens [begin, end) of a part; begin is a multiple of 4.
+struct Range {
+  int begin;
+  int end;
+};
+
+/// A warp's share of a range: neighbours, so that its sums tell where in the row a weight lies.
+__device__ __forceinline__ Range warp_share(Range all, int warp) {
+  const int each = ((all.end - all.begin + kRowWarps - 1) / kRowWarps + 3) / 4 * 4;
+  const int begin = min(all.begin + warp * each, all.end);
+  return {begin, min(begin + each, all.end)};
+}
+
+enum class Order { kForward, kBackward };
+
+/// f(x[i .. i + 4), i) over the warp's range. Forward a thread meets its elements by ascending i;
+/// a pass in the other direction than the one before finds its end in the L2 cache.
 template <bool kShared, class F>
-__device__ __forceinline__ void for_each_four(const Part<kShared>& part, int begin, int end,
-                                              int rank, int count, F&& f) {
-  // Global memory is far away: all loads of a round are under way before the first is looked at.
-  constexpr int kAtOnce = kShared ? 2 : 5;
-  const int step = 4 * count;
-  for (int first = begin + 4 * rank; first < end; first += kAtOnce * step) {
-    float4 v[kAtOnce];
+__device__ __forceinline__ void for_each_four(const Part<kShared>& part, Range range, Order order,
+                                              F&& f) {
+  // Global memory is far away: the loads of the next round are under way during this one.
+  constexpr int kAtOnce = kShared ? 2 : 3;
+  constexpr int kStep = 4 * 32 * kAtOnce;
+  const int rounds = (range.end - range.begin + kStep - 1) / kStep;
+  const bool backward = order == Order::kBackward;
+  int first =
+      range.begin + 4 * static_cast<int>(threadIdx.x % 32) + (backward ? (rounds - 1) * kStep : 0);
+  float4 v[kAtOnce];
+  const auto load = [&](bool any) {
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) v[j] = part.four(first + j * step, end);
+    for (int j = 0; j < kAtOnce; ++j)
+      v[j] = part.four(first + 4 * 32 * j, any ? range.end : INT_MIN);
+  };
+  load(rounds > 0);
+  for (int round = 0; round < rounds; ++round) {
+    float4 now[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) now[j] = v[j];
+    const int i = first;
+    first += backward ? -kStep : kStep;
+    load(round + 1 < rounds);
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
-      if (first + j * step < end) f(v[j], first + j * step);
+      if (i + 4 * 32 * j < range.end) f(now[j], i + 4 * 32 * j);
     }
   }
 }
 
-/// f(x[i], i) in the same way; elements past the end show as -inf.
+/// The same over the block's part, of which each warp has a share.
 template <bool kShared, class F>
-__device__ __forceinline__ void for_each_logit(const Part<kShared>& part, int begin, int end,
-                                               int rank, int count, F&& f) {
-  for_each_four(part, begin, end, rank, count, [&](const float4& v, int i) {
-    f(v.x, i);
-    f(v.y, i + 1);
-    f(v.z, i + 2);
-    f(v.w, i + 3);
-  });
+__device__ __forceinline__ void for_each_four(const Part<kShared>& part, Order order, F&& f) {
+  for_each_four(part, warp_share({0, part.count}, threadIdx.x / 32), order, static_cast<F&&>(f));
 }
 
-/// The same over the whole part, all threads of the block.
-template <bool kShared, class F>
-__device__ __forceinline__ void for_each_logit(const Part<kShared>& part, F&& f) {
-  for_each_logit(part, 0, part.count, threadIdx.x, kRowThreads, static_cast<F&&>(f));
-}
-
-/// What one pass over a part tells.
+/// What the first pass over a part tells.
 struct PartScan {
   uint64_t best_key;  // its id counts where it was asked for
-  double weight;      // about the sum of exp((x - max) / temperature), with the part's own max
   float max;          // NaN when a logit is
-  float min;          // smallest finite logit of a quarter of the tokens
   float group_min;    // smallest finite one of the groups' best logits
+};
+
+struct PartSums {
+  uint64_t first;
+  uint64_t second;
+};
+
+/// A bin of counted tokens and what of its sum is left to reach a target.
+struct Found {
+  int bin;  // -1: none
+  uint64_t rest;
+};
+
+/// Where by slices of the logits the kept tokens end, see find_windows().
+struct Windows {
+  bool fits;
+  bool all;                    // nothing is left out
+  float begin, end;            // places between which the last kept token is looked for
+  float rank_begin, rank_end;  // the same of the last one by rank, where that is further on
+  int first_keys;              // tokens between begin and end
+  int rank_at;  // index of the last one by rank among all tokens looked at; -1 without a rank
+};
+
+struct Bound {
+  bool found;
+  uint64_t least;  // key of the last kept token
 };
 
 /// Shared memory of a block. Marks of seen tokens lie over it while logits are adjusted.
@@ -133,20 +171,21 @@ struct RowShared {
   uint64_t keys[kCandidates];
   union {
     uint64_t sums[kCandidates];
-    uint32_t bins[kBins];
+    uint32_t bins[2 * kBins];  // the low words, then the high words
   };
   // Written by the other blocks of the team:
   PartScan parts[kMaxTeam];
-  uint64_t part_sums[kMaxTeam];
-  uint64_t part_above[kMaxTeam];
-  uint64_t part_softmax[kMaxTeam];
+  float2 part_sample[kMaxTeam];  // largest, smallest
+  PartSums part_sums[kMaxTeam];
+  uint64_t part_draws[kMaxTeam];
   int part_counts[kMaxTeam];
-  int found_bin;       // -1: none
-  uint64_t found_u64;  // with it
+  Found found;
+  Windows windows;
+  Bound bound;
   // The block's own:
   uint64_t warp_u64[kRowWarps];
-  double warp_f64[kRowWarps];
-  float warp_f32[3 * kRowWarps];
+  uint64_t warp_draws[kRowWarps];  // units that the warps' shares of the part keep
+  float warp_f32[kRowWarps];
   uint64_t total;
   int index;
   int counter;
@@ -231,36 +270,36 @@ __device__ __forceinline__ void sort_keys(RowShared& s, int n) {
   sort_descending(s.keys, size);
 }
 
-/// Fills s.sums with running sums of units(i) over i < n <= kCandidates; zero units past n.
+/// out[i] = running sum of f(i) over i < n <= kCandidates, where f(i) is 0 from n on.
 template <class F>
-__device__ __forceinline__ void running_sums(int n, RowShared& s, F&& units) {
+__device__ __forceinline__ void running_sums(uint64_t* out, int n, RowShared& s, F&& f) {
   uint64_t own[kPerThread];
   uint64_t sum = 0;
 #pragma unroll
   for (int j = 0; j < kPerThread; ++j) {
     const int i = threadIdx.x * kPerThread + j;
-    sum += i < n ? units(i) : 0;
+    sum += i < n ? f(i) : 0;
     own[j] = sum;
   }
   const uint64_t before = block_inclusive(sum, s) - sum;
 #pragma unroll
-  for (int j = 0; j < kPerThread; ++j) s.sums[threadIdx.x * kPerThread + j] = before + own[j];
+  for (int j = 0; j < kPerThread; ++j) out[threadIdx.x * kPerThread + j] = before + own[j];
   __syncthreads();
 }
 
-/// Index of the first running sum that is at least `target`, n when there is none.
-__device__ __forceinline__ int first_reaching(int n, uint64_t target, RowShared& s) {
-  if (threadIdx.x == 0) s.index = n;
-  __syncthreads();
-#pragma unroll
-  for (int j = 0; j < kPerThread; ++j) {
-    const int i = threadIdx.x * kPerThread + j;
-    if (i < n && s.sums[i] >= target && (i == 0 || s.sums[i - 1] < target)) s.index = i;
+/// Index of the first of n running sums that is at least `target`, n when there is none.
+__device__ __forceinline__ int first_at_least(const uint64_t* sums, int n, uint64_t target) {
+  int begin = 0;
+  int end = n;
+  while (begin < end) {
+    const int middle = (begin + end) / 2;
+    if (sums[middle] >= target) {
+      end = middle;
+    } else {
+      begin = middle + 1;
+    }
   }
-  __syncthreads();
-  const int found = s.index;
-  __syncthreads();
-  return found;
+  return begin;
 }
 
 }  // namespace treadle::cuda

@@ -11,78 +11,46 @@
 namespace treadle::cuda {
 namespace {
 
-/// The token in the block that found it, -1 in the team's others.
+/// Dynamic shared memory of a block. Where it does not hold a part, marks of seen tokens still want
+/// more of it than the rest.
 template <bool kCluster>
-__device__ __forceinline__ int draw_token(const ops::SampleRow& r, int vocab,
-                                          const Part<kCluster>& part, const Scan& scan,
-                                          RowShared& s, const Team<kCluster>& team) {
-  const Filters filters{r.top_p, r.min_p, ops::sample_uniform(r.seed, r.stream, r.position)};
-  const bool by_rank = r.top_k > 0 && r.top_k < vocab;
-  const bool by_mass = r.top_p < 1.0F;
-  if (!by_rank && !by_mass) return draw_from_row(part, filters, 0, s, team);
-  if (!by_rank || r.top_k <= most_gathered(team)) {
-    const TopFound top = gather_top(part, scan.groups, by_rank ? r.top_k : 0,
-                                    double{r.top_p} * scan.weight, s, team);
-    if (top.count > 0) {
-      if (team.rank == 0) {
-        const int count = by_rank ? min(r.top_k, top.count) : top.count;
-        const int kept = kept_keys(part, filters.top_p, count, top.total, s);
-        if (static_cast<int>(threadIdx.x) < team.size) {
-          *team.at(&s.found_bin, threadIdx.x) = kept;
-          *team.at(&s.found_u64, threadIdx.x) = kept > 0 ? s.keys[kept - 1] : 0;
-        }
-      }
-      team.sync();
-      const int kept = s.found_bin;
-      // Drawing takes the square of the keys, or another pass.
-      const int few = kCluster ? 256 : 1024;
-      if (kept > few) return draw_from_row(part, filters, s.found_u64, s, team);
-      if (kept > 0) return team.rank == 0 ? draw_from_keys(part, filters, kept, s) : -1;
-    }
-  }
-  uint64_t least = 0;
-  if (by_rank) least = last_of_head<false>(part, r.top_k, 0.0, least, s, team);
-  if (by_mass) least = last_of_head<true>(part, 0, r.top_p, least, s, team);
-  return draw_from_row(part, filters, least, s, team);
+constexpr size_t shared_bytes(int capacity) {
+  constexpr size_t kMarks = size_t{80} << 10;  // two blocks fit a multiprocessor
+  return kCluster ? sizeof(RowShared) + capacity * sizeof(float) : kMarks;
 }
 
-/// log(sum of exp(x - max)) of the row.
+// Ranks up to which the best tokens are listed rather than counted: more would be bounded loosely,
+// and drawing from the list takes the square of them.
+constexpr int kMostListed = 256;
+
+/// From the list of the best tokens, for the first block.
 template <bool kCluster>
-__device__ __forceinline__ double log_sum_of(const Part<kCluster>& part, RowShared& s,
-                                             const Team<kCluster>& team) {
-  uint64_t sum = 0;
-  for_each_logit(part,
-                 [&](float v, int) { sum += units_of(exp2_approx((v - part.max) * kLog2E)); });
-  team.share(s.part_softmax, block_total(sum, s));
-  team.sync();
-  sum = 0;
-  for (int b = 0; b < team.size; ++b) sum += s.part_softmax[b];
-  return log(static_cast<double>(sum) * (1.0 / kWeightUnit));
+__device__ __forceinline__ int draw_from_list(const ops::SampleRow& r, const Filters& filters,
+                                              const Part<kCluster>& part, int listed,
+                                              RowShared& s) {
+  const int count = min(r.top_k, listed);
+  return draw_from_keys(part, filters, kept_keys(part, r.top_p, count, s), s);
 }
 
-/// The `count` best tokens with their log-probabilities.
+/// From the row, of which `by_rank` and `by_mass` keep a head that the scan has counted. The token
+/// in the block that found it, -1 in the team's others.
 template <bool kCluster>
-__device__ __forceinline__ void report_top(const Part<kCluster>& part, const Scan& scan, int count,
-                                           double log_sum, ops::TopLogprob* out, RowShared& s,
-                                           const Team<kCluster>& team) {
-  TopFound top = gather_top(part, scan.groups, count, 0.0, s, team);
-  if (top.count <= 0) {
-    const uint64_t least = last_of_head<false>(part, count, 0.0, 0, s, team);
-    const auto place = [](float, int) { return Place::kHere; };
-    const auto in = [&](float v, int i) { return part.reaches(v, i, least); };
-    top.count = gather_keys<false>(part, s, team, place, in).count;
-  }
-  if (team.rank == 0) {
-    for (int i = threadIdx.x; i < count; i += kRowThreads) {
-      if (i < top.count) {
-        const double logprob = double{logit_of(s.keys[i])} - part.max - log_sum;
-        out[i] = {id_of(s.keys[i]), static_cast<float>(logprob)};
-      } else {
-        out[i] = {-1, -INFINITY};
-      }
+__device__ __forceinline__ int draw_from_head(const ops::SampleRow& r, const Filters& filters,
+                                              bool by_rank, bool by_mass,
+                                              const Part<kCluster>& part, const Slices& slices,
+                                              RowShared& s, const Team<kCluster>& team) {
+  Bound bound{};
+  bool weighed = false;
+  if (by_rank || by_mass) {
+    bound = bound_by_slices(part, slices, by_rank ? r.top_k : 0, r.top_p, s, team);
+    // Whether the smallest probability leaves the head alone, whatever the rounding.
+    weighed = bound.least > 0 && part.weight(logit_of(bound.least)) * 0.999F >= filters.min_p;
+    if (!bound.found) {
+      if (by_rank) bound.least = last_of_head<false>(part, r.top_k, 0.0, 0, s, team);
+      if (by_mass) bound.least = last_of_head<true>(part, 0, r.top_p, bound.least, s, team);
     }
   }
-  team.sync();
+  return draw_from_row(part, filters, bound.least, weighed, s, team);
 }
 
 template <bool kCluster>
@@ -96,13 +64,17 @@ __device__ __forceinline__ void sample_part(const ops::SampleParams& p, int inde
 
   const bool forced = r.forced_token >= 0;
   const bool greedy = r.temperature == 0.0F || r.top_k == 1;
+  const bool draws = !forced && !greedy;
+  const bool by_rank = draws && r.top_k > 0 && r.top_k < p.vocab;
+  const bool by_mass = draws && r.top_p < 1.0F;
+  const bool from_list = by_rank && r.top_k <= kMostListed;
   const bool wants_logprob = p.logprobs != nullptr && r.num_logprobs >= 0;
   const int top_count = p.top != nullptr ? min(r.num_logprobs, ops::kMaxTopLogprobs) : 0;
+  const bool reports = wants_logprob || top_count > 0;
   ops::TopLogprob* top = p.top + (top_count > 0 ? size_t(index) * ops::kMaxTopLogprobs : 0);
   if (!forced) {
-    const size_t room = (sizeof(RowShared) + (kCluster ? capacity * sizeof(float) : 0)) / 4;
     adjust_part(r, logits, first, first + count, reinterpret_cast<uint32_t*>(shared),
-                static_cast<int>(room));
+                static_cast<int>(shared_bytes<kCluster>(capacity) / sizeof(uint32_t)));
   }
   team.ready();
 
@@ -111,7 +83,6 @@ __device__ __forceinline__ void sample_part(const ops::SampleParams& p, int inde
   source.first = first;
   source.count = count;
   source.aligned = p.vocab % 4 == 0 && reinterpret_cast<uintptr_t>(p.logits) % 16 == 0;
-  source.vocab = p.vocab;
   // The inverse of a tiny temperature may overflow; clamped, the largest logit still weighs 1.
   source.exponent = r.temperature > 0.0F ? fminf(kLog2E / r.temperature, FLT_MAX) : kLog2E;
   float* copy = reinterpret_cast<float*>(shared + sizeof(RowShared));
@@ -120,17 +91,14 @@ __device__ __forceinline__ void sample_part(const ops::SampleParams& p, int inde
     part.x = copy;
     part.first = first;
     part.count = (count + 3) / 4 * 4;
-    part.vocab = p.vocab;
     part.exponent = source.exponent;
   } else {
     part = source;
   }
 
-  const bool by_mass_alone =
-      !forced && !greedy && r.top_p < 1.0F && (r.top_k <= 0 || r.top_k >= p.vocab);
-  const bool reports = wants_logprob || top_count > 0;
-  const Scan scan = by_mass_alone ? scan_row<true>(source, copy, greedy, part, s, team)
-                                  : scan_row<false>(source, copy, greedy, part, s, team);
+  const Scan scan = !from_list && (by_rank || by_mass)
+                        ? scan_row<true>(source, copy, greedy, part, s, team)
+                        : scan_row<false>(source, copy, greedy, part, s, team);
   if (!isfinite(part.max) || r.forced_token >= p.vocab) {
     if (team.rank != 0) return;
     if (threadIdx.x == 0) {
@@ -141,13 +109,21 @@ __device__ __forceinline__ void sample_part(const ops::SampleParams& p, int inde
     return;
   }
 
-  const double log_sum = reports ? log_sum_of(part, s, team) : 0.0;
+  const Filters filters{r.top_p, r.min_p, ops::sample_uniform(r.seed, r.stream, r.position)};
   int token = -1;
-  if (!forced && !greedy) {
-    token = draw_token(r, p.vocab, part, scan, s, team);
-  } else if (team.rank == 0) {
+  if (draws && !from_list) {
+    token = draw_from_head(r, filters, by_rank, by_mass, part, scan.slices, s, team);
+  } else if (!draws && team.rank == 0) {
     token = forced ? r.forced_token : id_of(scan.best_key);
   }
+  int listed = 0;
+  double log_sum = 0.0;
+  if (from_list || reports) {
+    const int wanted = max(from_list ? r.top_k : 0, top_count);
+    listed = reports ? list_top<true>(part, scan.groups, wanted, log_sum, s, team)
+                     : list_top<false>(part, scan.groups, wanted, log_sum, s, team);
+  }
+  if (from_list && team.rank == 0) token = draw_from_list(r, filters, part, listed, s);
   if (token >= 0 && threadIdx.x == 0) {
     p.tokens[index] = token;
     if (wants_logprob) {
@@ -156,7 +132,15 @@ __device__ __forceinline__ void sample_part(const ops::SampleParams& p, int inde
       p.logprobs[index] = static_cast<float>(double{logit} - part.max - log_sum);
     }
   }
-  if (top_count > 0) report_top(part, scan, top_count, log_sum, top, s, team);
+  if (team.rank > 0) return;
+  for (int i = threadIdx.x; i < top_count; i += kRowThreads) {
+    if (i < listed) {
+      const double logprob = double{logit_of(s.keys[i])} - part.max - log_sum;
+      top[i] = {id_of(s.keys[i]), static_cast<float>(logprob)};
+    } else {
+      top[i] = {-1, -INFINITY};
+    }
+  }
 }
 
 /// capacity: tokens of a part, a multiple of 4 (or the whole row without clusters).
@@ -180,7 +164,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
 
 template <bool kCluster>
 void launch_rows(const ops::SampleParams& p, int team_size, int capacity, cudaStream_t stream) {
-  const size_t shared = sizeof(RowShared) + (kCluster ? capacity * sizeof(float) : 0);
+  const size_t shared = shared_bytes<kCluster>(capacity);
   check(cudaFuncSetAttribute(sample_kernel<kCluster>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared)),
         "allow more shared memory");
@@ -213,7 +197,7 @@ void sample(const ops::SampleParams& p, cudaStream_t stream) {
   int team = 1;
   while (team < kMaxTeam && p.vocab > team * kSmallPart) team *= 2;
   const int capacity = ((p.vocab + team - 1) / team + 3) / 4 * 4;
-  const size_t shared = sizeof(RowShared) + capacity * sizeof(float);
+  const size_t shared = shared_bytes<true>(capacity);
   const DeviceInfo& device = device_info();
   const int places = 2 * device.sms - 2 * device.sms / 11;
   if (p.num_rows * team <= places && shared <= static_cast<size_t>(device.shared_bytes) &&

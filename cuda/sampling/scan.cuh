@@ -2,7 +2,7 @@
 // of choosing needs to know.
 #pragma once
 
-#include "sampling/row.cuh"
+#include "sampling/slices.cuh"
 
 namespace treadle::cuda {
 
@@ -16,69 +16,105 @@ struct GroupBest {
 struct Scan {
   uint64_t best_key;  // its id counts where it was asked for
   GroupBest groups;
-  double weight;  // about the sum of exp((x - max) / temperature), 0 when it was not wanted
+  Slices slices;  // in which tokens were counted, where they were
 };
 
 __device__ __forceinline__ float finite_or_max(float x) { return x > -INFINITY ? x : FLT_MAX; }
 
-/// The larger one; NaN when either is.
-__device__ __forceinline__ float max_or_nan(float a, float b) {
-  float y;
-  asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(y) : "f"(a), "f"(b));
-  return y;
+/// Of the block's values, the same in every thread.
+template <class Op>
+__device__ __forceinline__ float block_reduce(float x, RowShared& s, Op&& op) {
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) x = op(x, __shfl_xor_sync(0xffffffffU, x, d));
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) s.warp_f32[threadIdx.x / 32] = x;
+  __syncthreads();
+  for (int w = 0; w < kRowWarps; ++w) x = op(x, s.warp_f32[w]);
+  return x;
 }
 
-/// A sum of exp2((x - max) * exponent) while the maximum is still rising.
-struct RisingSum {
-  float exponent;
-  double sum = 0.0;
+__device__ __forceinline__ float smaller(float a, float b) { return fminf(a, b); }
 
-  __device__ void raise(float from, float to) { sum *= exp2_approx((from - to) * exponent); }
-  __device__ void add(const float4& v, float max) {
-    sum += (exp2_approx((v.x - max) * exponent) + exp2_approx((v.y - max) * exponent)) +
-           (exp2_approx((v.z - max) * exponent) + exp2_approx((v.w - max) * exponent));
-  }
-};
-
-/// The block's sum, the same in every thread. `lanes`: kRowWarps values of shared memory.
-__device__ __forceinline__ double block_sum(double x, double* lanes) {
+/// Slices from the largest to the smallest of a few tokens all over the row.
+template <bool kCluster>
+__device__ __forceinline__ Slices sample_slices(const Part<false>& source, RowShared& s,
+                                                const Team<kCluster>& team) {
+  constexpr int kVectors = 2;  // of each thread
+  const int apart = 4 * max(source.count / (4 * kVectors * kRowThreads), 1);
+  float most = -INFINITY;
+  float least = FLT_MAX;
 #pragma unroll
-  for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(0xffffffffU, x, d);
-  if (threadIdx.x % 32 == 0) lanes[threadIdx.x / 32] = x;
-  __syncthreads();
-  double sum = 0.0;
-  for (int w = 0; w < kRowWarps; ++w) sum += lanes[w];
-  return sum;
+  for (int j = 0; j < kVectors; ++j) {
+    const float4 v =
+        source.four(apart * static_cast<int>(threadIdx.x + j * kRowThreads), source.count);
+    for (const float x : {v.x, v.y, v.z, v.w}) {
+      most = fmaxf(most, x);
+      least = fminf(least, finite_or_max(x));
+    }
+  }
+  most = block_reduce(most, s, [](float a, float b) { return fmaxf(a, b); });
+  least = block_reduce(least, s, smaller);
+  team.wait_for_all();
+  team.share(s.part_sample, make_float2(most, least));
+  team.sync();
+  for (int b = 0; b < team.size; ++b) {
+    most = fmaxf(most, s.part_sample[b].x);
+    least = fminf(least, s.part_sample[b].y);
+  }
+  return slices_of_sample(most, least, source.exponent);
+}
+
+/// Counts four tokens; those above the slices are also listed in s.keys, as far as there is room.
+__device__ __forceinline__ void count_four(const Part<false>& source, const Slices& slices,
+                                           const float4& v, int i, RowShared& s) {
+  const float x[4] = {v.x, v.y, v.z, v.w};
+  float place[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) place[j] = slices.place(x[j]);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    count_shared_if(slices.has(place[j]), &s.bins[slices.slice(place[j])]);
+  }
+  if (fminf(fminf(place[0], place[1]), fminf(place[2], place[3])) < 1.0F) {
+    for (int j = 0; j < 4; ++j) {
+      if (!(place[j] < 1.0F)) continue;
+      const int slot = atomicAdd(&s.counter, 1);
+      if (slot < kCandidates) s.keys[slot] = source.key(x[j], i + j);
+    }
+  }
 }
 
 /// Reads `source`, the part in global memory; with kCopies also copies it to `copy`, in vectors.
-template <bool kWeight, bool kCopies>
-__device__ __forceinline__ PartScan scan_part(const Part<false>& source, float* copy, bool wants_id,
-                                              GroupBest& groups, RowShared& s) {
+template <bool kCounts, bool kCopies>
+__device__ __forceinline__ PartScan scan_part(const Part<false>& source, const Slices& slices,
+                                              float* copy, bool wants_id, GroupBest& groups,
+                                              RowShared& s) {
   float best[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
   float own_max = -INFINITY;
   int own_at = 0;  // the first vector that holds it
-  float least = FLT_MAX;
-  float top = -FLT_MAX;
-  RisingSum weight{source.exponent};
-  for_each_four(source, 0, source.count, threadIdx.x, kRowThreads, [&](const float4& v, int i) {
+  if (threadIdx.x == 0) {
+    s.index = source.count;
+    s.counter = 0;
+  }
+  if constexpr (kCounts) {
+    clear_bins(s);
+  } else {
+    __syncthreads();
+  }
+  for_each_four(source, Order::kForward, [&](const float4& v, int i) {
     if constexpr (kCopies) *reinterpret_cast<float4*>(copy + i) = v;
     best[0] = max_or_nan(best[0], v.x);
     best[1] = max_or_nan(best[1], v.y);
     best[2] = max_or_nan(best[2], v.z);
     best[3] = max_or_nan(best[3], v.w);
-    const float here = fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w));
-    if (here > own_max) {
-      own_max = here;
-      own_at = i;
-    }
-    least = fminf(least, finite_or_max(v.x));
-    if constexpr (kWeight) {
-      if (own_max > top) {
-        weight.raise(top, own_max);
-        top = own_max;
+    if constexpr (kCounts) {
+      count_four(source, slices, v, i, s);
+    } else {
+      const float here = fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w));
+      if (here > own_max) {
+        own_max = here;
+        own_at = i;
       }
-      weight.add(v, top);
     }
   });
 
@@ -89,28 +125,10 @@ __device__ __forceinline__ PartScan scan_part(const Part<false>& source, float* 
     groups.logit[g] = best[g];
     group_min = fminf(group_min, finite_or_max(best[g]));
   }
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) {
-    max = max_or_nan(max, __shfl_xor_sync(0xffffffffU, max, d));
-    group_min = fminf(group_min, __shfl_xor_sync(0xffffffffU, group_min, d));
-    least = fminf(least, __shfl_xor_sync(0xffffffffU, least, d));
-  }
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) {
-    s.warp_f32[threadIdx.x / 32] = max;
-    s.warp_f32[kRowWarps + threadIdx.x / 32] = group_min;
-    s.warp_f32[2 * kRowWarps + threadIdx.x / 32] = least;
-  }
-  if (threadIdx.x == 0) s.index = source.count;
-  __syncthreads();
-  for (int w = 0; w < kRowWarps; ++w) {
-    max = max_or_nan(max, s.warp_f32[w]);
-    group_min = fminf(group_min, s.warp_f32[kRowWarps + w]);
-    least = fminf(least, s.warp_f32[2 * kRowWarps + w]);
-  }
-  PartScan scan{.best_key = source.key(max, 0), .max = max, .min = least, .group_min = group_min};
-  if (!(max > -INFINITY)) return scan;  // the same in all threads
-  if (wants_id) {
+  max = block_reduce(max, s, max_or_nan);
+  group_min = block_reduce(group_min, s, smaller);
+  PartScan scan{.best_key = source.key(max, 0), .max = max, .group_min = group_min};
+  if (wants_id && max > -INFINITY) {  // the same in all threads
     if (own_max == max) {
       const float4 v = source.four(own_at, source.count);
       atomicMin(&s.index, own_at + (v.x == max ? 0 : v.y == max ? 1 : v.z == max ? 2 : 3));
@@ -118,38 +136,30 @@ __device__ __forceinline__ PartScan scan_part(const Part<false>& source, float* 
     __syncthreads();
     scan.best_key = source.key(max, s.index);
   }
-  if constexpr (kWeight) {
-    weight.raise(top, max);
-    scan.weight = block_sum(weight.sum, s.warp_f64);
-  }
   return scan;
 }
 
-/// Scans the row and fills in part.min and part.max, which is not finite when the row is damaged or
-/// all barred.
-template <bool kWeight, bool kCluster>
+/// Scans the row and fills in part.max, which is not finite when the row is damaged or all barred.
+/// With kCounts the tokens are counted in slices, too; without it the best id may be asked for.
+template <bool kCounts, bool kCluster>
 __device__ __forceinline__ Scan scan_row(const Part<false>& source, float* copy, bool wants_id,
                                          Part<kCluster>& part, RowShared& s,
                                          const Team<kCluster>& team) {
   Scan scan{};
-  const PartScan own = scan_part<kWeight, kCluster>(source, copy, wants_id, scan.groups, s);
-  team.wait_for_all();
+  if constexpr (kCounts) {
+    scan.slices = sample_slices(source, s, team);
+  }
+  const PartScan own =
+      scan_part<kCounts, kCluster>(source, scan.slices, copy, wants_id, scan.groups, s);
+  if constexpr (!kCounts) team.wait_for_all();
   team.share(s.parts, own);
   team.sync();
   part.max = -INFINITY;
-  part.min = FLT_MAX;
   scan.groups.min = FLT_MAX;
   for (int b = 0; b < team.size; ++b) {
     part.max = max_or_nan(part.max, s.parts[b].max);
     scan.best_key = max(scan.best_key, s.parts[b].best_key);
     scan.groups.min = fminf(scan.groups.min, s.parts[b].group_min);
-    part.min = fminf(part.min, s.parts[b].min);
-  }
-  part.min = fminf(part.min, part.max);
-  for (int b = 0; b < team.size; ++b) {
-    const PartScan& other = s.parts[b];
-    if (!(other.max > -INFINITY)) continue;
-    scan.weight += other.weight * exp2_approx((other.max - part.max) * part.exponent);
   }
   return scan;
 }

@@ -24,22 +24,18 @@ struct Team {
   /// Each block calls ready() when others may write to its shared memory, and wait_for_all() before
   /// it writes to theirs.
   __device__ __forceinline__ void ready() const {
-    if constexpr (kCluster) asm volatile("barrier.cluster.arrive.release;\n" ::: "memory");
+    if constexpr (kCluster) cluster_arrive();
   }
   __device__ __forceinline__ void wait_for_all() const {
-    if constexpr (kCluster) asm volatile("barrier.cluster.wait.acquire;\n" ::: "memory");
+    if constexpr (kCluster) cluster_wait();
   }
 
   /// What block `of` has in its shared memory where this one has `p`. Blocks that may still be
   /// looked at must not end: a sync() has to follow.
   template <class T>
   __device__ __forceinline__ T* at(T* p, int of) const {
-    if constexpr (!kCluster) return p;
-    uint64_t mapped;
-    asm("mapa.u64 %0, %1, %2;\n"
-        : "=l"(mapped)
-        : "l"(reinterpret_cast<uint64_t>(p)), "r"(static_cast<uint32_t>(of)));
-    return reinterpret_cast<T*>(mapped);
+    if constexpr (kCluster) return in_block(p, of);
+    return p;
   }
 
   /// array[rank] = value in every block, there to be read after the next sync(). All threads of the
@@ -47,6 +43,12 @@ struct Team {
   template <class T>
   __device__ __forceinline__ void share(T* array, const T& value) const {
     if (static_cast<int>(threadIdx.x) < size) *at(array + rank, threadIdx.x) = value;
+  }
+
+  /// *p = value in every block, there to be read after the next sync(). One thread calls this.
+  template <class T>
+  __device__ __forceinline__ void tell(T* p, const T& value) const {
+    for (int b = 0; b < size; ++b) *at(p, b) = value;
   }
 };
 

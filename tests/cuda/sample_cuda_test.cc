@@ -158,8 +158,8 @@ std::vector<ops::SampleRow> random_rows(std::mt19937& rng, int count, int32_t vo
   pools.biases.reserve(pools.biases.size() + size_t(count));
   for (int i = 0; i < count; ++i) {
     ops::SampleRow r;
-    r.temperature = pick({0.0F, 0.3F, 0.7F, 1.0F, 1.0F, 1.5F, 1e-30F});
-    r.top_k = int32_t(pick({0, 0, 1, 2, 5, 40, 50, 300, 512, 513, 900, 3000}));
+    r.temperature = pick({0.0F, 0.01F, 0.3F, 0.7F, 1.0F, 1.0F, 1.0F, 1.5F, 50.0F, 1e-30F, 3e38F});
+    r.top_k = int32_t(pick({0, 0, 0, 1, 2, 5, 40, 50, 256, 257, 900, 3000, 20000}));
     r.top_p = pick({1.0F, 1.0F, 0.1F, 0.5F, 0.9F, 0.95F, 0.999F});
     r.min_p = pick({0.0F, 0.0F, 0.05F, 0.5F, 1.0F});
     r.seed = rng();
@@ -200,6 +200,8 @@ std::vector<ops::SampleRow> random_rows(std::mt19937& rng, int count, int32_t vo
   return rows;
 }
 
+constexpr int kKinds = 9;
+
 std::vector<float> logits_of(std::mt19937& rng, int kind, int rows, int32_t vocab) {
   const size_t n = size_t(rows) * size_t(vocab);
   std::vector<float> x(n);
@@ -222,9 +224,18 @@ std::vector<float> logits_of(std::mt19937& rng, int kind, int rows, int32_t voca
       case 4:
         x[i] = z * z * z * 3.0F - 5.0F;
         break;  // long tails
-      default:
+      case 5:
         x[i] = rng() % 3 == 0 ? z : -kInf;
         break;  // mostly barred
+      case 6:
+        x[i] = rng() % 1000 == 0 ? 20.0F + z : z;
+        break;  // a few far above the others
+      case 7:
+        x[i] = rng() % 2000 == 0 ? 20.0F + z : -kInf;
+        break;  // a few alone
+      default:
+        x[i] = i % size_t(vocab) / 4 % size_t(std::max(vocab / 4096, 1)) == 0 ? z - 30.0F : z;
+        break;  // what is sampled is low, whatever the vocabularies whose sample has this stride
     }
   }
   return x;
@@ -246,11 +257,12 @@ void test_damaged(SampleTest& test) {
       {10, 3.0e38F}, {12, -3.0e38F}, {10, 2.0F}, {5000, 1.0F}, {-1, 1.0F}};
   const int32_t out_of_range[] = {-5, 1000, 2000000, 8};
   for (const float temperature : {0.0F, 1.0F}) {
-    for (const int32_t top_k : {0, 40}) {
+    for (const auto& [top_k, top_p] : {std::pair(0, 1.0F), {40, 1.0F}, {300, 0.9F}, {0, 0.9F}}) {
       std::vector<ops::SampleRow> rows(8);
       for (size_t i = 0; i < 8; ++i) {
         rows[i].temperature = temperature;
         rows[i].top_k = top_k;
+        rows[i].top_p = top_p;
         rows[i].num_logprobs = 5;
         rows[i].seed = 100 + i;
       }
@@ -292,7 +304,7 @@ int main(int argc, char** argv) {
                      : vocab < 40000  ? 120
                      : vocab < 200000 ? 40
                                       : 20;
-    for (int kind = 0; kind < 6; ++kind) {
+    for (int kind = 0; kind < test::kKinds; ++kind) {
       test::Pools pools;
       const auto params = test::random_rows(rng, rows, vocab, pools);
       const auto logits = test::logits_of(rng, kind, rows, vocab);
