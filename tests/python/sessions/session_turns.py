@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import reference
 from devices import Device
@@ -99,36 +97,3 @@ def cancelled_turn(
     for newest in stream:  # noqa: B007
         pass
     return newest[0]
-
-
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    first=st.integers(1, 150),
-    second=st.integers(1, 250),
-    reads=st.integers(0, 5),
-    how=st.sampled_from(["engine", "stream", "close"]),
-)
-def test_cancelled_turns_keep_what_happened(
-    device: Device, tiny: Engine, fresh: Fresh, first: int, second: int, reads: int, how: str
-) -> None:
-    turn(tiny, 1, ids_of(first, 400), sequence_start=True)
-    before = history(tiny, 1)
-    new = ids_of(second, 401)
-    shown = cancelled_turn(tiny, 1, new, reads, how)
-    expected, all_ids = fresh.history([*before, *new], max_new_tokens=60)
-    ids = history(tiny, 1)
-    # What was fed of the prompt, or the prompt and what was generated.
-    assert len(ids) >= len(before)
-    assert ids == all_ids[: len(ids)]
-    if shown is not None:
-        tokens = shown.token_ids.tolist()
-        assert tokens == expected[0].token_ids.tolist()[: len(tokens)]
-        assert shown.finish_reason in ("cancelled", "length")
-        if tokens:
-            assert len(ids) == len(before) + len(new) + len(tokens)
-        else:  # stopped in its prompt: what was computed of it, at once or in chunks
-            fed = shown.usage.cached_tokens + shown.usage.computed_tokens
-            assert len(ids) == max(len(before), fed)
-    assert device.content(turn(tiny, 1, [5, 6])) == device.content(fresh.run([*ids, 5, 6]))
