@@ -10,6 +10,7 @@ import devices
 import treadle
 from devices import Content, Device
 from treadle import Engine
+from treadle.generator import Generator
 
 
 def device_of(item: pytest.Item) -> str | None:
@@ -66,6 +67,11 @@ def engine(device: Device, demo_path: str) -> Iterator[Engine]:
         demo_path, max_batch_size=16, cache_max_entry_count=512, random_seed=7
     ) as loaded:
         yield loaded
+
+
+@pytest.fixture
+def generator(engine: Engine) -> Generator:
+    return engine.create_instance()
 
 
 @pytest.fixture

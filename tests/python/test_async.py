@@ -13,19 +13,14 @@ from typing import Any
 import pytest
 
 from devices import Device
+from streams import ANSWER
 from treadle import Engine
 from treadle.aio import LoopWatcher
 from treadle.errors import TooLongError
 from treadle.generator import Generator
 from treadle.outputs import SequenceOutput
 
-ANSWER = "浙江的省会是杭州。"
 LONG: dict[str, Any] = {"ignore_eos": True, "max_new_tokens": 1900}
-
-
-@pytest.fixture
-def generator(engine: Engine) -> Generator:
-    return engine.create_instance()
 
 
 async def last(stream: Any) -> list[SequenceOutput]:

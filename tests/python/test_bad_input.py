@@ -24,11 +24,6 @@ from treadle.errors import (
 from treadle.generator import Generator
 
 
-@pytest.fixture
-def generator(engine: Engine) -> Generator:
-    return engine.create_instance()
-
-
 @pytest.fixture(autouse=True)
 def others_are_untouched(engine: Engine) -> Iterator[None]:
     """Another request runs all the while and gives what it always gives."""
