@@ -105,10 +105,13 @@ class Content:
         return ""
 
     def close_at(self, mine: PositionLogprobs, other: PositionLogprobs) -> bool:
-        """The best ones may change places where they are close."""
+        """The best ones may change places where they are close. A logit's rounding error grows with
+        its size, so what is far from the best token may be further apart."""
         pairs = [(mine.chosen, other.chosen), *zip(mine.top, other.top, strict=True)]
         return mine.chosen.token_id == other.chosen.token_id and all(
-            abs(a.logprob - b.logprob) <= self.tolerance or a.logprob == b.logprob for a, b in pairs
+            a.logprob == b.logprob
+            or abs(a.logprob - b.logprob) <= self.tolerance * max(1.0, -a.logprob / 8.0)
+            for a, b in pairs
         )
 
 
