@@ -127,33 +127,68 @@ class Problem {
     const size_t heads_end = features - size_t(heads_.dim);
     for (int d = 0; d < heads_.dim; ++d) qkv[heads_end + d] = 1.5F;  // V of a head all equal
     if (ranges.empty()) qkv[5 * features + heads_end + 3] = INFINITY;
-    const std::vector<char> bytes = encode(t_.act, qkv);
-    std::vector<float> cpu_q(size_t(written_.tokens()) * heads_.heads * heads_.dim);
-    Memory gpu_qkv(t_.gpu, bytes.data(), bytes.size());
-    Memory gpu_q(t_.gpu, cpu_q.size() * 2);
     std::optional<Memory> gpu_ranges;
     if (!ranges.empty()) gpu_ranges.emplace(t_.gpu, ranges.data(), ranges.size() * sizeof(KvScale));
+    ops::QkvParams cpu;
+    cpu.kv_static = ranges.empty() ? nullptr : ranges.data();
+    ops::QkvParams gpu;
+    gpu.kv_static = gpu_ranges ? gpu_ranges->as<KvScale>() : nullptr;
+    run_qkv(qkv, cpu, gpu, what);
+    compare_pools(what);
+  }
+
+  /// With norms and RoPE: sums and angles round differently, so a value may be the next integer.
+  void write_rotated(const std::string& what) {
+    const auto features = size_t(heads_.heads + 2 * heads_.kv_heads) * heads_.dim;
+    const std::vector<float> qkv = random_values(t_.act, size_t(written_.tokens()) * features, 7);
+    const std::vector<float> norms = random_values(DType::kF32, size_t(2) * heads_.dim, 8);
+    std::vector<float> cos_sin(size_t(written_.tokens()) * heads_.dim);
+    for (size_t i = 0; i < cos_sin.size(); i += 2) {
+      const double angle = 0.37 * double(i % 1009);
+      cos_sin[i] = float(std::cos(angle));
+      cos_sin[i + 1] = float(std::sin(angle));
+    }
+    const Memory gpu_norms(t_.gpu, norms.data(), norms.size() * 4);
+    const Memory gpu_angles(t_.gpu, cos_sin.data(), cos_sin.size() * 4);
+    auto params = [&](const float* norm, const float* angles) {
+      ops::QkvParams p{.rotary_dim = heads_.dim, .norm_eps = 1e-6F};
+      p.q_norm = norm;
+      p.k_norm = norm + heads_.dim;
+      p.cos_sin = angles;
+      return p;
+    };
+    run_qkv(qkv, params(norms.data(), cos_sin.data()),
+            params(gpu_norms.as<float>(), gpu_angles.as<float>()), what);
+    compare_values(what);
+  }
+
+  /// The operation on both sides; `cpu` and `gpu` have what is there beside projection and pool.
+  void run_qkv(const std::vector<float>& qkv, ops::QkvParams cpu, ops::QkvParams gpu,
+               const std::string& what) {
+    const std::vector<char> bytes = encode(t_.act, qkv);
+    std::vector<float> cpu_q(size_t(written_.tokens()) * heads_.heads * heads_.dim);
+    const Memory gpu_qkv(t_.gpu, bytes.data(), bytes.size());
+    const Memory gpu_q(t_.gpu, cpu_q.size() * 2);
     const DeviceBatch batch(t_.gpu, written_);
-    ops::QkvParams p{.heads = heads_.heads,
-                     .kv_heads = heads_.kv_heads,
-                     .head_dim = heads_.dim,
-                     .layer = kLayer};
-    p.kv = kv_;
-    ops::QkvParams cpu = p;
+    for (ops::QkvParams* p : {&cpu, &gpu}) {
+      p->heads = heads_.heads;
+      p->kv_heads = heads_.kv_heads;
+      p->head_dim = heads_.dim;
+      p->layer = kLayer;
+      p->kv = kv_;
+    }
     cpu.qkv = qkv.data();
     cpu.q_out = cpu_q.data();
     cpu.kv.base = cpu_pool_.data();
-    cpu.kv_static = ranges.empty() ? nullptr : ranges.data();
     cpu.batch = written_.params();
     t_.cpu.qkv(t_.cpu.self, cpu, {});
-    ops::QkvParams gpu = p;
     gpu.qkv = gpu_qkv.as<void>();
     gpu.q_out = gpu_q.as<void>();
     gpu.kv.base = gpu_pool_->as<void>();
-    gpu.kv_static = gpu_ranges ? gpu_ranges->as<KvScale>() : nullptr;
     gpu.batch = batch.params;
     t_.gpu.qkv(t_.gpu.self, gpu, {});
-    compare_pools(what);
+    expect_near(t_, name_ + what + " q", decode(t_.act, gpu_q.get()), cpu_q, 2 * epsilon(t_.act),
+                1e-5);
   }
 
   /// Bytes are equal, but for a not-a-number, which has many.
@@ -180,6 +215,42 @@ class Problem {
     t_.report.check(finite + 1 >= scales && finite <= scales,
                     name_ + what + ": " + std::to_string(finite) + " parameters were written");
   }
+
+  /// Restored values are within a step of the CPU's.
+  void compare_values(const std::string& what) {
+    const std::vector<char> want = in_gpu_order(kv_, cpu_pool_);
+    const std::vector<char> got = gpu_pool_->get();
+    size_t wrong = 0;
+    size_t written = 0;
+    for (int block = 0; block < kBlocks; ++block) {
+      const size_t base = size_t(block) * kv_.block_bytes();
+      for (int part = 0; part < 2 * heads_.kv_heads; ++part) {
+        const size_t page =
+            base + size_t(kLayer) * kv_.layer_elems() + size_t(part) * kv_.head_elems();
+        for (size_t slot = 0; slot < 64; ++slot) {
+          KvScale a;
+          KvScale b;
+          const size_t at = base + kv_.scales_offset(kLayer, 0, part) + slot * sizeof(KvScale);
+          std::memcpy(&a, &got[at], sizeof a);
+          std::memcpy(&b, &want[at], sizeof b);
+          wrong += std::isfinite(a.scale) != std::isfinite(b.scale) ? 1 : 0;
+          if (!std::isfinite(a.scale) || !std::isfinite(b.scale)) continue;
+          ++written;
+          for (int d = 0; d < heads_.dim; ++d) {
+            const size_t i = page + slot * size_t(heads_.dim) + d;
+            const float x = static_cast<int8_t>(got[i]) * a.scale + a.zero;
+            const float y = static_cast<int8_t>(want[i]) * b.scale + b.zero;
+            wrong += std::fabs(x - y) <= 1.01F * b.scale ? 0 : 1;
+          }
+        }
+      }
+    }
+    t_.report.check(wrong == 0, name_ + what + ": " + std::to_string(wrong) + " values differ");
+    t_.report.check(written == size_t(written_.tokens()) * 2 * heads_.kv_heads,
+                    name_ + what + ": " + std::to_string(written) + " heads were written");
+  }
+
+  int tokens() const { return written_.tokens(); }
 
   void attend() {
     const size_t elements = size_t(step_.tokens()) * heads_.heads * heads_.dim;
@@ -232,24 +303,40 @@ class Problem {
   std::optional<Memory> gpu_pool_;
 };
 
-const std::vector<std::pair<int, int>> kStep = {{1, 300}, {1, 1},     {1, 63},    {1, 64},
-                                                {1, 65},  {1, 517},   {40, 40},   {70, 200},
-                                                {1, 130}, {130, 300}, {129, 400}, {64, 64}};
+using Step = std::vector<std::pair<int, int>>;  // (query, context)
+const Step kStep = {{1, 300}, {1, 1},    {1, 63},  {1, 64},    {1, 65},    {1, 517},
+                    {40, 40}, {70, 200}, {1, 130}, {130, 300}, {129, 400}, {64, 64}};
 
-void test_sweep(const Tables& t) {
+/// For the slow tools that watch memory.
+const Step kSmallStep = {{1, 70}, {1, 1}, {40, 40}, {30, 100}};
+
+void test_sweep(const Tables& t, const Step& step) {
   for (const Heads& heads :
        {Heads{4, 2, 64, 0}, Heads{8, 8, 80, 0}, Heads{6, 2, 96, 0}, Heads{32, 8, 128, 0},
         Heads{14, 2, 128, 0}, Heads{16, 1, 128, 0}, Heads{4, 1, 256, 0}, Heads{8, 2, 64, 100},
         Heads{8, 2, 128, 70}, Heads{4, 4, 256, 33}, Heads{5, 1, 80, 64}}) {
-    Problem problem(t, heads, kStep);
+    Problem problem(t, heads, step);
     problem.write({}, 1.0F, " with a broken head");
-    Problem sound(t, heads, kStep);
+    Problem sound(t, heads, step);
     std::vector<KvScale> ranges;
     for (int i = 0; i < 2 * heads.kv_heads; ++i) {
       ranges.push_back({0.02F + 0.001F * float(i), i % 3 == 0 ? 0.0F : 0.1F * float(i % 4)});
     }
     sound.write(ranges, 1.0F, " with fixed ranges");
     sound.attend();
+  }
+}
+
+/// From few tokens to many: each number of heads that a thread takes.
+void test_token_counts(const Tables& t) {
+  for (const Step& step : std::vector<Step>{
+           {{1, 6}}, {{1, 30}, {1, 1}}, {{1, 100}}, {{9, 64}, {5, 120}}, {{90, 250}}, {{1, 700}}}) {
+    for (const Heads& heads : {Heads{32, 8, 128, 0}, Heads{5, 1, 80, 0}, Heads{4, 4, 256, 0}}) {
+      Problem exact(t, heads, step);
+      exact.write({}, 1.0F, " of " + std::to_string(exact.tokens()) + " tokens");
+      Problem rotated(t, heads, step);
+      rotated.write_rotated(" of " + std::to_string(rotated.tokens()) + " rotated tokens");
+    }
   }
 }
 
@@ -299,11 +386,14 @@ void test_copy(const Tables& t) {
 }  // namespace
 }  // namespace treadle::cuda::testing
 
-int main() {
+/// With the argument "small" short problems, for the slow tools that watch memory.
+int main(int argc, char** argv) {
   namespace test = treadle::cuda::testing;
-  return test::run_on_tables("kv_int8_cuda_test", [](const test::Tables& tables) {
-    test::test_sweep(tables);
-    test::test_sizes(tables);
+  const bool small = argc > 1 && std::string(argv[1]) == "small";
+  return test::run_on_tables("kv_int8_cuda_test", [small](const test::Tables& tables) {
+    test::test_sweep(tables, small ? test::kSmallStep : test::kStep);
+    test::test_token_counts(tables);
+    if (!small) test::test_sizes(tables);
     test::test_padding(tables);
     test::test_copy(tables);
   });
