@@ -11,7 +11,8 @@ namespace treadle::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kFewTokens = 192;
+constexpr int kFewTokens = 48;
+constexpr int kManyTokens = 512;
 
 __global__ void __launch_bounds__(kThreads) rope_kernel(ops::RopeParams p) {
   grid_dependency_launch();
@@ -84,6 +85,13 @@ __device__ __forceinline__ uint32_t quantise4(const float* x, ops::KvScale s) {
   return word;
 }
 
+/// The factor of Q at a position from logn_len on. Apart from the kernel: two logarithms of doubles
+/// are more code than all the rest, and few models take this path.
+__device__ __noinline__ float logn_scale(int position, int logn_len) {
+  return static_cast<float>(log(static_cast<double>(position) + 1.0) /
+                            log(static_cast<double>(logn_len)));
+}
+
 /// A head of head_dim elements is held by kLanes lanes, eight elements each; lanes past head_dim
 /// idle. The rotated pair (i, i + rotary_dim / 2) lies rotary_dim / 16 lanes apart. Each thread
 /// takes kHeads heads, whose loads wait for memory together and which share the angles.
@@ -98,39 +106,34 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
   const int dim = p.head_dim;
   // The step's indices are older than its first kernel.
   const int position = p.batch.positions[t];
-  const int32_t* table =
-      p.batch.block_tables + size_t(p.batch.token_sequence[t]) * size_t(p.batch.block_table_stride);
-  const int32_t block = table[position / ops::kBlockTokens];
+  const int sequence = p.batch.token_sequence[t];
   grid_dependency_wait();
 
+  // All loads before the first use of one: their latencies are most of the time of a decode step's
+  // launch.
   Vec8<T> in[kHeads];
 #pragma unroll
   for (int i = 0; i < kHeads; ++i) {
-    const int head = first_head + i * kApart;
-    in[i] = {};
-    if (head >= all_heads || lane * 8 >= dim) continue;
+    const int head = min(first_head + i * kApart, all_heads - 1);
     in[i] = *reinterpret_cast<const Vec8<T>*>(static_cast<const T*>(p.qkv) +
-                                              (size_t(t) * all_heads + head) * dim + lane * 8);
+                                              (size_t(t) * all_heads + head) * dim +
+                                              min(lane * 8, dim - 8));
   }
   const int apart = p.rotary_dim / 16;
   const int partner = lane < apart ? lane + apart : lane < 2 * apart ? lane - apart : lane;
   const bool rotated = lane < 2 * apart;
-  float cosine[8] = {};
-  float sine[8] = {};
+  float4 angles[4] = {};  // cosine, sine, cosine, sine
   if (rotated) {
-    const int first = (lane < apart ? lane : partner) * 8;
-    const float sign = lane < apart ? -1.0F : 1.0F;
-    const auto* angles =
-        reinterpret_cast<const float4*>(p.cos_sin + (size_t(t) * (p.rotary_dim / 2) + first) * 2);
+    const auto* from = reinterpret_cast<const float4*>(
+        p.cos_sin + (size_t(t) * (p.rotary_dim / 2) + min(lane, partner) * 8) * 2);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float4 a = angles[j];
-      cosine[2 * j] = a.x;
-      sine[2 * j] = sign * a.y;
-      cosine[2 * j + 1] = a.z;
-      sine[2 * j + 1] = sign * a.w;
-    }
+    for (int j = 0; j < 4; ++j) angles[j] = from[j];
   }
+  const int32_t block = p.batch.block_tables[size_t(sequence) * size_t(p.batch.block_table_stride) +
+                                             position / ops::kBlockTokens];
+  const float sign = lane < apart ? -1.0F : 1.0F;
+  const bool stretched = p.logn_len > 0 && position >= p.logn_len;
+  const float logn = stretched ? logn_scale(position, p.logn_len) : 1.0F;
 
 #pragma unroll
   for (int i = 0; i < kHeads; ++i) {
@@ -140,7 +143,7 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
     const bool is_v = head >= p.heads + p.kv_heads;
     float x[8];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) x[j] = to_float(in[i].v[j]);
+    for (int j = 0; j < 8; ++j) x[j] = here ? to_float(in[i].v[j]) : 0.0F;
 
     if (p.q_norm != nullptr || p.k_norm != nullptr) {
       float sum = 0.0F;
@@ -165,7 +168,11 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
     for (int j = 0; j < 8; ++j) y[j] = __shfl_sync(0xffffffffU, x[j], partner, kLanes);
     if (here && !is_v && rotated) {
 #pragma unroll
-      for (int j = 0; j < 8; ++j) x[j] = x[j] * cosine[j] + y[j] * sine[j];
+      for (int j = 0; j < 4; ++j) {
+        const float4 a = angles[j];
+        x[2 * j] = x[2 * j] * a.x + y[2 * j] * (sign * a.y);
+        x[2 * j + 1] = x[2 * j + 1] * a.z + y[2 * j + 1] * (sign * a.w);
+      }
     }
 
     const int part = head - p.heads;  // K heads come first in a layer, then V heads, as in qkv
@@ -180,9 +187,7 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
     if (!here) continue;
 
     if (is_q) {
-      if (p.logn_len > 0 && position >= p.logn_len) {
-        const auto logn = static_cast<float>(log(static_cast<double>(position) + 1.0) /
-                                             log(static_cast<double>(p.logn_len)));
+      if (stretched) {
 #pragma unroll
         for (int j = 0; j < 8; ++j) x[j] *= logn;
       }
@@ -241,9 +246,11 @@ void qkv(const ops::QkvParams& p, ops::DType act, cudaStream_t stream) {
         const dim3 grid(p.batch.num_tokens, (all_heads + heads_per_block - 1) / heads_per_block);
         launch("qkv", kernel, dependent_launch(grid, kThreads, stream), p);
       };
-      // Few tokens need all the thread blocks that there can be.
-      if (p.batch.num_tokens > kFewTokens) return with_heads(qkv_kernel<T, kLanes, 6, kInt8>, 6);
-      with_heads(qkv_kernel<T, kLanes, 1, kInt8>, 1);
+      // Few tokens need all the thread blocks that there can be. With more, as few as leave room
+      // for those of the attention that waits to start.
+      if (p.batch.num_tokens <= kFewTokens) return with_heads(qkv_kernel<T, kLanes, 1, kInt8>, 1);
+      if (p.batch.num_tokens <= kManyTokens) return with_heads(qkv_kernel<T, kLanes, 3, kInt8>, 3);
+      with_heads(qkv_kernel<T, kLanes, 6, kInt8>, 6);
     };
     const auto run = [&](auto lanes) {
       if (int8) return run_on(lanes, std::true_type{});

@@ -126,7 +126,7 @@ void test_qkv(const Tables& t) {
                              {5, 1, 64, 32, false, 0},    {3, 3, 128, 64, true, 0}};
   for (size_t run = 0; run < 2 * std::size(shapes); ++run) {
     const QkvShape& s = shapes[run / 2];
-    const int chunk = run % 2 == 0 ? 140 : 40;  // many tokens in all, and few
+    const bool few = run % 2 != 0;
     const int dim = s.head_dim;
     const int layers = 3;
     const int blocks = 12;
@@ -138,7 +138,7 @@ void test_qkv(const Tables& t) {
                      .head_dim = dim};
     // Two sequences of one token, two chunks; blocks shuffled.
     const std::vector<int32_t> context{1, 130, 200, 64};
-    const std::vector<int32_t> query{1, 1, chunk, 64};
+    const std::vector<int32_t> query{1, 1, few ? 10 : 140, few ? 30 : 64};
     std::vector<int32_t> tables(stride * 4);
     std::vector<int32_t> ids{7, 2, 11, 0, 5, 9, 1, 8, 3, 10, 4, 6};
     for (int i = 0, next = 0; i < 4; ++i) {
