@@ -2,9 +2,11 @@
 // launches walk through layers, so that no launch finds its keys in L2. Prints microseconds and the
 // rate beside FlashAttention 3's (vLLM 0.24, one H200; docs/design/cuda-attention.md).
 //
-//   cuda_attention decode|mha|prefill|mma [batch length]
+//   cuda_attention decode|mha|short|short_mha|prefill|mma [batch length]
 //   cuda_attention qkv
 //
+// short and short_mha are decode and mha of many short sequences; lengths marked ~ are ragged, of
+// this mean: from an eighth of it to almost twice.
 // With an 8 behind the word (decode8) the pool is int8. Its bytes are those of the scales, too.
 // `qkv` is the operation before attention: from the projection to Q and the pool.
 #include <cstdio>
@@ -57,16 +59,31 @@ double time_layers(int layers, Run run) {
 
 struct Column {
   int batch, length;
-  double peer;  // microseconds or TFLOP/s of FlashAttention 3
+  double peer = 0;  // microseconds or TFLOP/s of FlashAttention 3, 0 where it was not measured
+  bool ragged = false;
 };
+
+/// Lengths of a ragged batch, from length / 8 to 2 * length - length / 8, evenly, in no order.
+std::vector<SequenceShape> decode_lengths(const Column& c) {
+  std::vector<SequenceShape> sequences;
+  for (int i = 0; i < c.batch; ++i) {
+    const int place = static_cast<int>(int64_t{i} * 7919 % c.batch);  // a prime: each place once
+    const int least = c.length / 8;
+    const int span = 2 * (c.length - least);
+    sequences.push_back({1, c.ragged ? least + (2 * place + 1) * span / (2 * c.batch) : c.length});
+  }
+  return sequences;
+}
 
 void decode(int heads, int kv_heads, bool int8, const std::vector<Column>& columns) {
   std::printf("decode %d/%d heads, head_dim 128, fp16%s\n%10s %9s %8s %9s\n", heads, kv_heads,
               int8 ? ", int8 pool" : "", "batch x ctx", "us", "TB/s", "FA3 us");
   for (const Column& c : columns) {
-    const double bytes = double(c.batch) * c.length * kv_heads * 2 * (int8 ? 128 + 8 : 128 * 2);
     ProblemShape shape;
-    shape.sequences.assign(c.batch, {1, c.length});
+    shape.sequences = decode_lengths(c);
+    double keys = 0;
+    for (const SequenceShape& sequence : shape.sequences) keys += sequence.context_len;
+    const double bytes = keys * kv_heads * 2 * (int8 ? 128 + 8 : 128 * 2);
     shape.num_decode = c.batch;
     shape.heads = heads;
     shape.kv_heads = kv_heads;
@@ -83,7 +100,10 @@ void decode(int heads, int kv_heads, bool int8, const std::vector<Column>& colum
       p.layer = layer;
       attention_decode(p, kType, workspace, stream);
     });
-    std::printf("%4dx%-6d %9.1f %8.2f %9.1f\n", c.batch, c.length, us, bytes / us * 1e-6, c.peer);
+    std::printf("%4dx%s%-6d %9.1f %8.2f", c.batch, c.ragged ? "~" : "", c.length, us,
+                bytes / us * 1e-6);
+    if (c.peer > 0) std::printf(" %9.1f", c.peer);
+    std::printf("\n");
   }
 }
 
@@ -167,14 +187,23 @@ int main(int argc, char** argv) {
   std::vector<Column> decode_columns = {
       {1, 1024, 10.5}, {1, 8192, 17.3}, {1, 65536, 72.4}, {8, 4096, 41.1}, {16, 4096, 69.8},
       {32, 4096, 131}, {64, 2048, 136}, {64, 4096, 253},  {256, 512, 151}, {256, 2048, 514}};
-  std::vector<Column> mha_columns = {{1, 2048, 0}, {1, 8192, 0}, {8, 4096, 0}, {64, 2048, 0}};
+  std::vector<Column> mha_columns = {{1, 2048}, {1, 8192}, {8, 4096}, {64, 2048}};
+  std::vector<Column> short_columns = {
+      {8, 160},   {16, 160},  {32, 160},  {64, 160},  {128, 160},          {145, 160},
+      {192, 160}, {256, 160}, {128, 256}, {256, 256}, {128, 256, 0, true}, {256, 256, 0, true},
+      {256, 384}};
+  std::vector<Column> short_mha_columns = {{32, 160},  {128, 160}, {256, 160},         {32, 256},
+                                           {128, 256}, {256, 256}, {128, 256, 0, true}};
   std::vector<Column> prefill_columns = {{32, 512, 204}, {16, 1024, 337}, {8, 2048, 450},
                                          {4, 4096, 518}, {2, 8192, 549},  {1, 16384, 535}};
   if (argc > 3) {
-    decode_columns = mha_columns = prefill_columns = {{std::stoi(argv[2]), std::stoi(argv[3]), 0}};
+    decode_columns = mha_columns = short_columns = short_mha_columns =
+        prefill_columns = {{std::stoi(argv[2]), std::stoi(argv[3])}};
   }
   if (what == "decode") decode(32, 8, int8, decode_columns);
   if (what == "mha") decode(32, 32, int8, mha_columns);
+  if (what == "short") decode(32, 8, int8, short_columns);
+  if (what == "short_mha") decode(32, 32, int8, short_mha_columns);
   if (what == "prefill" || what == "mma") prefill(what == "mma", int8, prefill_columns);
   if (what == "qkv") qkv(int8);
   return 0;

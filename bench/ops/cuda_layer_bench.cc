@@ -1,7 +1,7 @@
 // The operations of a decode step of llama-3-8b as one graph, and the same with some left out: what
 // each adds to the chain, beside the time in which the weights can be read.
 //
-// Usage: cuda_layer_bench [int4] [sequences, default 1 4 8 16 32 64]
+// Usage: cuda_layer_bench [int4] [context:LENGTH, default 256] [sequences, default 1 4 8 16 32 64]
 //
 // With int4 the layers' weights have 4 bits (groups of 128) and the head has 16.
 // Four layers' weights take turns, so that none is in the L2 cache when it is needed.
@@ -30,7 +30,6 @@ constexpr int kKvHeads = 8;
 constexpr int kHeadDim = 128;
 constexpr int kFeatures = (kHeads + 2 * kKvHeads) * kHeadDim;
 constexpr int kVocab = 128256;
-constexpr int kContext = 256;
 constexpr int kMaxTokens = 256;
 
 struct Layer {
@@ -45,7 +44,8 @@ struct Parts {
 
 class Model {
  public:
-  Model(const ops::Ops& ops, cudaStream_t stream, bool four_bits) : ops_(ops), stream_(stream) {
+  Model(const ops::Ops& ops, cudaStream_t stream, bool four_bits, int context)
+      : ops_(ops), stream_(stream) {
     for (Layer& layer : layers_) {
       layer.qkv = weight(kFeatures, kHidden, false, four_bits);
       layer.o = weight(kHidden, kHeads * kHeadDim, false, four_bits);
@@ -63,7 +63,7 @@ class Model {
     cos_sin_ = upload(std::vector<float>(size_t{kMaxTokens} * kHeadDim, 0.5F));
     const std::vector<uint16_t> x = random_halves(size_t{kMaxTokens} * kHidden);
     ops.upload(ops.self, residual_, x.data(), x.size() * 2, {});
-    make_batch();
+    make_batch(context);
     ops.synchronize(ops.self, {});
   }
   ~Model() {
@@ -102,10 +102,10 @@ class Model {
   }
 
   /// kMaxTokens sequences of one token each.
-  void make_batch() {
-    constexpr int kBlocks = kContext / ops::kBlockTokens;
+  void make_batch(int context) {
+    const int blocks = (context + ops::kBlockTokens - 1) / ops::kBlockTokens;
     pool_ = {.dtype = ops_.act_dtype,
-             .num_blocks = kMaxTokens * kBlocks,
+             .num_blocks = kMaxTokens * blocks,
              .num_layers = kLayers,
              .kv_heads = kKvHeads,
              .head_dim = kHeadDim};
@@ -114,19 +114,19 @@ class Model {
     std::vector<int32_t> sequences;
     std::vector<int32_t> begins;
     for (int i = 0; i < kMaxTokens; ++i) {
-      for (int b = 0; b < kBlocks; ++b) tables.push_back(i * kBlocks + b);
+      for (int b = 0; b < blocks; ++b) tables.push_back(i * blocks + b);
       sequences.push_back(i);
       begins.push_back(i);
     }
     begins.push_back(kMaxTokens);
     batch_.max_query_len = 1;
-    batch_.max_context_len = kContext;
+    batch_.max_context_len = context;
     batch_.query_begin = upload(begins);
-    batch_.context_len = upload(std::vector<int32_t>(kMaxTokens, kContext));
+    batch_.context_len = upload(std::vector<int32_t>(kMaxTokens, context));
     batch_.block_tables = upload(tables);
-    batch_.block_table_stride = kBlocks;
+    batch_.block_table_stride = blocks;
     batch_.token_sequence = upload(sequences);
-    batch_.positions = upload(std::vector<int32_t>(kMaxTokens, kContext - 1));
+    batch_.positions = upload(std::vector<int32_t>(kMaxTokens, context - 1));
   }
 
   void linear(const ops::LinearWeight& w, const void* x, void* y, int tokens, bool norm,
@@ -205,9 +205,9 @@ double weight_bytes(int n, int k, bool silu, bool four_bits) {
   return four_bits ? static_cast<double>(int4::layout_of(n, k, 128, silu).bytes()) : 2.0 * n * k;
 }
 
-void bench(const ops::Ops& ops, cudaStream_t stream, bool four_bits,
+void bench(const ops::Ops& ops, cudaStream_t stream, bool four_bits, int context,
            const std::vector<int>& counts) {
-  Model model(ops, stream, four_bits);
+  Model model(ops, stream, four_bits, context);
   const Parts all{"the step", true, true, true, true};
   const Parts variants[] = {all,
                             {"no head", true, true, true, false},
@@ -244,12 +244,20 @@ int main(int argc, char** argv) {
   gpu::check(cudaSetDevice(0), "choose device");
   const gpu::StreamHandle stream = gpu::make_stream();
   const ops::Ops table = ops::cuda_ops(0, ops::DType::kF16);
-  const bool four_bits = argc > 1 && std::strcmp(argv[1], "int4") == 0;
+  bool four_bits = false;
+  int context = 256;
   std::vector<int> counts;
-  for (int i = four_bits ? 2 : 1; i < argc; ++i)
-    counts.push_back(std::clamp(std::atoi(argv[i]), 1, gpu::kMaxTokens));
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "int4") == 0) {
+      four_bits = true;
+    } else if (std::strncmp(argv[i], "context:", 8) == 0) {
+      context = std::max(std::atoi(argv[i] + 8), 1);
+    } else {
+      counts.push_back(std::clamp(std::atoi(argv[i]), 1, gpu::kMaxTokens));
+    }
+  }
   if (counts.empty()) counts = {1, 4, 8, 16, 32, 64};
-  gpu::bench(table, stream.get(), four_bits, counts);
+  gpu::bench(table, stream.get(), four_bits, context, counts);
   table.destroy(table.self);
   return 0;
 }
