@@ -90,6 +90,7 @@ void attention_decode(const ops::AttentionParams& p, ops::DType act, DecodeWorks
   params.num_decode = p.batch.num_decode;
   params.block_table_stride = p.batch.block_table_stride;
   params.stages = plan.stages;
+  params.few_owners = std::min(plan.grid, 2 * device_info().sms);
   (int8 ? decode::launch_int8 : decode::launch_16bit)(act, p.head_dim, params, plan, stream);
 }
 

@@ -7,6 +7,9 @@
 //
 // A tile that one thread block owns whole is written at once. Of a tile that is cut, each owner
 // leaves its unnormalised part in the workspace, and the last to arrive adds the parts in order.
+//
+// Where there are many short tiles, an item is 16 keys and its owner a warp, which has whole tiles
+// and never meets another.
 #pragma once
 
 #include "attention_decode/plan.cuh"
@@ -36,17 +39,18 @@ __device__ __forceinline__ void wait_stages(int pending) {
   }
 }
 
-/// Brings the queries of this thread block's tiles, one stretch of memory, into L2: behind a full
-/// queue of key loads a miss would take microseconds at the start of each tile.
+/// Brings the queries of these tiles, one stretch of memory, into L2: behind a full queue of key
+/// loads a miss would take microseconds at the start of each tile. By `threads` threads.
 template <class T>
-__device__ __forceinline__ void prefetch_q(const Params& p, const Shared& areas, Stretch mine,
-                                           int dim) {
-  const Tile first = tile_of(p, areas, mine.begin);
-  const Tile last = tile_of(p, areas, mine.end - 1);
+__device__ __forceinline__ void prefetch_q(const Params& p, const Shared& areas, int shift,
+                                           int near, Stretch mine, int dim, int thread,
+                                           int threads) {
+  const Tile first = tile_of(p, areas, shift, near, mine.begin);
+  const Tile last = tile_of(p, areas, shift, near, mine.end - 1);
   const int tile_elems = p.heads / p.kv_heads * dim;
   const int64_t begin = (int64_t{first.sequence} * p.kv_heads + first.kv_head) * tile_elems;
   const int64_t end = (int64_t{last.sequence} * p.kv_heads + last.kv_head + 1) * tile_elems;
-  for (int64_t i = begin + threadIdx.x * 64; i < end; i += kThreads * 64) {
+  for (int64_t i = begin + thread * 64; i < end; i += threads * 64) {
     prefetch_l2(static_cast<const T*>(p.q) + i);
   }
 }
@@ -68,8 +72,15 @@ __global__ void __launch_bounds__(kThreads, Keys::kBlocksPerSm)
 
   // Lengths, tables and all keys but each sequence's newest are older than the step's first kernel,
   // so that much runs while the kernels ahead drain; see attention_decode.h.
-  const int total = build_plan(p, areas);
-  const Stretch mine = stretch_of(total, blockIdx.x, gridDim.x);
+  __shared__ Plan plan;
+  build_plan(p, areas, Keys::kWholeTiles, plan);
+  const int shift = plan.shift;
+  const bool by_warp = plan.by_warp();
+  // Warps of as many thread blocks as there are come first among the owners.
+  Stretch mine = stretch_of(
+      plan, static_cast<int>(blockIdx.x) + (by_warp ? warp * static_cast<int>(gridDim.x) : 0));
+  int sequence = find_sequence(p, areas, min(mine.begin, plan.total - 1));
+  if (by_warp) mine = whole_tiles(p, areas, plan, sequence, mine);
   if (mine.begin == mine.end) {
     // The grid may not end before the one ahead of it, even where there is nothing to do.
     if (blockIdx.x == 0) grid_dependency_wait();
@@ -77,8 +88,9 @@ __global__ void __launch_bounds__(kThreads, Keys::kBlocksPerSm)
   }
 
   // Lane l knows the page of item `known + l`, and of the 32 items after those.
-  ItemPage<Keys> page = page_of<Keys>(p, areas, mine.begin + lane, mine.end);
-  ItemPage<Keys> next_page = page_of<Keys>(p, areas, mine.begin + 32 + lane, mine.end);
+  ItemPage<Keys> page = page_of<Keys>(p, areas, shift, sequence, mine.begin + lane, mine.end);
+  ItemPage<Keys> next_page =
+      page_of<Keys>(p, areas, shift, sequence, mine.begin + 32 + lane, mine.end);
   int known = mine.begin;
   int stage_in = 0;
   bool waited = false;
@@ -88,15 +100,16 @@ __global__ void __launch_bounds__(kThreads, Keys::kBlocksPerSm)
     if (item - known == 32) {
       page = next_page;
       known = item;
-      next_page = page_of<Keys>(p, areas, known + 32 + lane, mine.end);
+      next_page = page_of<Keys>(p, areas, shift, sequence, known + 32 + lane, mine.end);
     }
     const typename Keys::Place place = page.place.of_lane(item - known);
-    const int keys = __shfl_sync(0xffffffffU, page.keys, item - known) - warp * kWarpKeys;
-    if (!waited && __shfl_sync(0xffffffffU, page.newest, item - known) != 0) {
+    const int facts = __shfl_sync(0xffffffffU, page.facts, item - known);
+    if (!waited && facts >> 16 != 0) {
       grid_dependency_wait();
       waited = true;
     }
-    Keys::copy(p, place, keys, ring + stage_in * Keys::kStageBytes, warp, lane, policy);
+    Keys::copy(p, place, facts & 0xff, ring + stage_in * Keys::kStageBytes, facts >> 8 & 0xff, lane,
+               policy);
     stage_in = stage_in + 1 == p.stages ? 0 : stage_in + 1;
   };
 
@@ -113,22 +126,26 @@ __global__ void __launch_bounds__(kThreads, Keys::kBlocksPerSm)
   }
 
   if (!waited) grid_dependency_wait();
-  if (!brief) prefetch_q<T>(p, areas, mine, kDim);
+  if (!brief) {
+    prefetch_q<T>(p, areas, shift, sequence, mine, kDim, by_warp ? lane : threadIdx.x,
+                  by_warp ? 32 : kThreads);
+  }
 
   int stage_out = 0;
   typename Keys::Sums sums;
   typename Keys::Query q;
   for (int item = mine.begin; item < mine.end;) {
-    const Tile tile = tile_of(p, areas, item);
+    const Tile tile = tile_of(p, areas, shift, sequence, item);
+    sequence = tile.sequence;
     const int end = min(tile.end, mine.end);
     q.load(static_cast<const T*>(p.q) +
                (int64_t{tile.sequence} * p.heads + tile.kv_head * group) * kDim,
            group, lane);
     const float scale_log2 = p.scale_log2 * q.unit;
     sums.clear();
-    // Keys are numbered from the first key of this warp in the tile's block.
-    int key0 = (tile.first_block + item - tile.begin) * 64 + warp * kWarpKeys;
-    for (; item < end; ++item, key0 += 64) {
+    // Keys are numbered from the first of the 16 that this warp has of the item.
+    int key0 = ((tile.first_item + item - tile.begin) << shift) + (by_warp ? 0 : warp * kWarpKeys);
+    for (; item < end; ++item, key0 += 1 << shift) {
       const int ahead = item + p.stages - 1;
       if (ahead < mine.end) copy(ahead);
       cp_async_commit();
@@ -140,6 +157,10 @@ __global__ void __launch_bounds__(kThreads, Keys::kBlocksPerSm)
       __syncwarp();
     }
     sums.finish(q);
+    if (by_warp) {
+      finish_whole<T, kDim>(p, areas, tile, sums, warp, lane);
+      continue;
+    }
 
     // Brings the four warps' states to one maximum and adds them.
     float* stats = areas.stats;  // [4 warps][16 rows][max, sum]
@@ -166,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, Keys::kBlocksPerSm)
       sums.write(i, factor, areas.merge + (warp * group + r) * kDim, lane);
     }
     __syncthreads();
-    finish_tile<T, kDim>(p, areas, tile, mine, total);
+    finish_tile<T, kDim>(p, areas, plan, tile, mine);
   }
 }
 

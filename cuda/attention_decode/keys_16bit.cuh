@@ -15,6 +15,7 @@ struct Keys16Bit {
   static constexpr int kBlocksPerSm = blocks_per_sm(kDim, kElementBytes);
   static constexpr int kHalf = kWarpKeys * kDim * 2;  // K, or V
   static constexpr int kStageBytes = 2 * kHalf;
+  static constexpr WholeTiles kWholeTiles = {32, 80};
 
   /// The number of K's page, of 64 * kDim elements; V's is kv_heads further.
   struct Place {
@@ -27,10 +28,10 @@ struct Keys16Bit {
 
   /// Copies a stage; of this warp's rows those from `keys` on become zeros.
   static __device__ __forceinline__ void copy(const Params& p, Place place, int keys, uint32_t dst,
-                                              int warp, int lane, uint64_t policy) {
+                                              int part, int lane, uint64_t policy) {
     constexpr int kChunks = kDim / 8;  // of 16 bytes in a row
     const T* k = static_cast<const T*>(p.kv) + int64_t{place.page} * (64 * kDim) +
-                 warp * kWarpKeys * kDim + lane * 8;
+                 part * kWarpKeys * kDim + lane * 8;
     const T* v = k + int64_t{p.kv_heads} * (64 * kDim);
 #pragma unroll
     for (int i = 0; i < kChunks / 2; ++i) {

@@ -50,6 +50,7 @@ struct KeysInt8 {
   static constexpr int kScales = 2 * kHalf;  // of K, then of V
   static constexpr int kScaleBytes = kWarpKeys * 8;
   static constexpr int kStageBytes = kScales + 2 * kScaleBytes;
+  static constexpr WholeTiles kWholeTiles = {16, 16};
   // A lane's contiguous bytes of a row.
   static constexpr int kBytesK = kDim % 64 == 0 ? 16 : kDim % 32 == 0 ? 8 : 4;
   static constexpr int kBytesV = kDim % 128 == 0 ? 16 : kDim == 64 ? 8 : kDim % 32 == 0 ? 4 : 2;
@@ -81,10 +82,10 @@ struct KeysInt8 {
   }
 
   static __device__ __forceinline__ void copy(const Params& p, Place place, int keys, uint32_t dst,
-                                              int warp, int lane, uint64_t policy) {
+                                              int part, int lane, uint64_t policy) {
     constexpr int kChunks = kDim / 16;  // of 16 bytes in a row
     const auto* pool = static_cast<const uint8_t*>(p.kv);
-    const uint8_t* k = pool + int64_t{place.page} * 512 + warp * kHalf + lane * 16;
+    const uint8_t* k = pool + int64_t{place.page} * 512 + part * kHalf + lane * 16;
     const uint8_t* v = k + int64_t{p.kv_heads} * (64 * kDim);
 #pragma unroll
     for (int i = 0; i < (kDim + 31) / 32; ++i) {
@@ -102,7 +103,7 @@ struct KeysInt8 {
     }
     if (lane < 16) {  // two keys a lane
       const uint8_t* scales = pool + (int64_t{place.scales} + (lane < 8 ? 0 : p.kv_heads)) * 512 +
-                              warp * kScaleBytes + (lane & 7) * 16;
+                              part * kScaleBytes + (lane & 7) * 16;
       cp_async_16(dst + kScales + lane * 16, scales, (lane & 7) * 2 < keys, policy);
     }
   }

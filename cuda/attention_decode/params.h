@@ -8,6 +8,8 @@ namespace treadle::cuda::decode {
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
 constexpr int kWarpKeys = 16;  // of a block of 64
+constexpr int kPartShift = 4;  // log2 of kWarpKeys
+constexpr int kBlockShift = 6;
 
 struct Params {
   const void* q;   // [num_decode][heads][head_dim]
@@ -23,6 +25,7 @@ struct Params {
   int32_t heads, kv_heads, layer, num_layers;
   int32_t num_decode, block_table_stride;
   int32_t stages;
+  int32_t few_owners;  // thread blocks that share a little work, at most the grid
 };
 
 /// Floats in which the warps' sums meet: [4 warps][group][head_dim], later the parts' weights

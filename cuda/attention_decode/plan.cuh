@@ -24,74 +24,159 @@ struct Shared {
   }
 };
 
+/// Items, and who has them. A tile is the items of one sequence and KV head.
+struct Plan {
+  int total;
+  int owners;      // each has an equal stretch of the items
+  int each, more;  // total / owners, total % owners
+  // An item has 1 << shift keys: 64, owned by a thread block whose warps take 16 each, or 16, owned
+  // by a warp. In the latter case tiles are not cut: each goes to the owner that has its middle.
+  int shift;
+
+  __device__ bool by_warp() const { return shift == kPartShift; }
+};
+
 struct Stretch {
   int begin, end;
 };
 
-/// Thread block b's items: the first total % grid blocks have one more.
-__device__ __forceinline__ Stretch stretch_of(int total, int b, int grid) {
-  const int each = total / grid;
-  const int more = total % grid;
-  const int begin = b * each + min(b, more);
-  return {begin, begin + each + (b < more ? 1 : 0)};
+/// Owner b's items: the first `more` owners have one more; who is no owner has none.
+__device__ __forceinline__ Stretch stretch_of(const Plan& plan, int b) {
+  const int begin = min(b * plan.each + min(b, plan.more), plan.total);
+  return {begin, min(begin + plan.each + (b < plan.more ? 1 : 0), plan.total)};
 }
-__device__ __forceinline__ int owner_of(int item, int total, int grid) {
-  const int each = total / grid;
-  const int more = total % grid;
-  const int cut = more * (each + 1);
-  return item < cut ? item / (each + 1) : more + (item - cut) / each;
+__device__ __forceinline__ int owner_of(const Plan& plan, int item) {
+  const int cut = plan.more * (plan.each + 1);
+  return item < cut ? item / (plan.each + 1) : plan.more + (item - cut) / plan.each;
 }
 
 __device__ __forceinline__ int first_key_of(int length, int window) {
   return window > 0 ? max(0, length - window) : 0;
 }
 
-/// Fills starts and length; returns the number of items. A sequence without keys has one item for
-/// each head, which writes its zeros.
-__device__ inline int build_plan(const Params& p, const Shared& s) {
-  __shared__ int warp_sums[kWarps];
-  const int lane = threadIdx.x & 31;
-  const int warp = threadIdx.x >> 5;
-  int before = 0;
-  for (int base = 0; base < p.num_decode; base += kThreads) {
-    const int i = base + threadIdx.x;
-    int items = 0;
-    if (i < p.num_decode) {
-      const int length = p.context_len[i];
-      s.length[i] = length;
-      const int blocks = (length + 63) / 64 - first_key_of(length, p.window) / 64;
-      items = max(1, blocks) * p.kv_heads;
-    }
-    int sum = items;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-      const int other = __shfl_up_sync(0xffffffffU, sum, d);
-      if (lane >= d) sum += other;
-    }
-    if (lane == 31) warp_sums[warp] = sum;
-    __syncthreads();
-    int offset = before;
-    int all = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      if (w < warp) offset += warp_sums[w];
-      all += warp_sums[w];
-    }
-    if (i < p.num_decode) s.starts[i] = offset + sum - items;
-    before += all;
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) s.starts[p.num_decode] = before;
-  __syncthreads();
-  return before;
+/// Items of a sequence for one head. One without keys has an item that writes its zeros.
+__device__ __forceinline__ int items_of(const Params& p, int length, int shift) {
+  return max(1, ((length + (1 << shift) - 1) >> shift) - (first_key_of(length, p.window) >> shift));
 }
 
-__device__ __forceinline__ int sequence_of(const Params& p, const Shared& s, int item) {
-  int low = 0;
-  int high = p.num_decode;  // starts[low] <= item < starts[high]
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (s.starts[middle] <= item ? low : high) = middle;
+/// Where warps may own tiles: what pays depends on the pool's type, because int8 needs all warps at
+/// work.
+struct WholeTiles {
+  int most_parts;  // 16 keys each, of a tile
+  int most_share;  // parts for each warp of the grid
+};
+
+/// Whether warps own tiles: short ones of about one length, enough of them, and not so many that
+/// what is gained at the start and the end no longer counts.
+__device__ __forceinline__ bool warps_own(WholeTiles limit, int longest, int total, int owners,
+                                          int warps) {
+  // A warp takes at least as long for 16 keys as memory takes to deliver these many parts; and
+  // tiles that thread blocks share cost about so many such steps more.
+  constexpr int kPartsInStep = 384;
+  constexpr int kStepsGained = 7;
+  return longest <= limit.most_parts && total <= limit.most_share * warps &&
+         longest <= total / kPartsInStep + kStepsGained &&
+         int64_t{longest} * owners * 2 <= int64_t{total} * 5;
+}
+
+/// Chooses the plan, which goes to shared memory; fills starts and length. Each thread has a run of
+/// sequences.
+__device__ inline void build_plan(const Params& p, const Shared& s, WholeTiles limit,
+                                  Plan& shared_plan) {
+  struct Sums {
+    int parts, blocks, longest;  // items of 16 keys, of 64 keys, most of 16 in a tile
+  };
+  __shared__ Sums warps[kWarps];
+  const int lane = threadIdx.x & 31;
+  const int warp = threadIdx.x >> 5;
+  const int run = (p.num_decode + kThreads - 1) / kThreads;
+  const int first = min(static_cast<int>(threadIdx.x) * run, p.num_decode);
+  const int last = min(first + run, p.num_decode);
+  Sums own = {};
+  constexpr int kAtOnce = 4;  // lengths whose loads wait together
+  for (int i = first; i < last; i += kAtOnce) {
+    int length[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) length[j] = p.context_len[min(i + j, last - 1)];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (i + j >= last) break;
+      s.length[i + j] = length[j];
+      const int parts = items_of(p, length[j], kPartShift);
+      own.parts += parts;
+      own.blocks += items_of(p, length[j], kBlockShift);
+      own.longest = max(own.longest, parts);
+    }
+  }
+  Sums upto = own;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const int parts = __shfl_up_sync(0xffffffffU, upto.parts, d);
+    const int blocks = __shfl_up_sync(0xffffffffU, upto.blocks, d);
+    if (lane >= d) {
+      upto.parts += parts;
+      upto.blocks += blocks;
+    }
+  }
+  upto.longest = __reduce_max_sync(0xffffffffU, own.longest);
+  if (lane == 31) warps[warp] = upto;
+  __syncthreads();
+  Sums all = {};
+  int parts = upto.parts - own.parts;  // of the sequences before this thread's
+  int blocks = upto.blocks - own.blocks;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    const Sums other = warps[w];
+    if (w < warp) {
+      parts += other.parts;
+      blocks += other.blocks;
+    }
+    all.parts += other.parts;
+    all.blocks += other.blocks;
+    all.longest = max(all.longest, other.longest);
+  }
+
+  Plan plan;
+  // As few owners as have equally many tiles: with one more each, some would work on alone.
+  const int tiles = p.num_decode * p.kv_heads;
+  const int grid_warps = static_cast<int>(gridDim.x) * kWarps;
+  const int tiles_each = (tiles + grid_warps - 1) / grid_warps;
+  plan.owners = (tiles + tiles_each - 1) / tiles_each;
+  plan.total = all.parts * p.kv_heads;
+  const bool by_warp = warps_own(limit, all.longest, plan.total, plan.owners, grid_warps);
+  plan.shift = by_warp ? kPartShift : kBlockShift;
+  if (!by_warp) {
+    plan.total = all.blocks * p.kv_heads;
+    plan.owners =
+        plan.total <= 4 * static_cast<int>(gridDim.x) ? p.few_owners : static_cast<int>(gridDim.x);
+  }
+  plan.each = plan.total / plan.owners;
+  plan.more = plan.total % plan.owners;
+
+  int start = (by_warp ? parts : blocks) * p.kv_heads;
+  for (int i = first; i < last; ++i) {
+    s.starts[i] = start;
+    start += items_of(p, s.length[i], plan.shift) * p.kv_heads;
+  }
+  if (threadIdx.x == 0) {
+    s.starts[p.num_decode] = plan.total;
+    shared_plan = plan;
+  }
+  __syncthreads();
+}
+
+/// The sequence that has an item. By all lanes of a warp, for the same item.
+__device__ __forceinline__ int find_sequence(const Params& p, const Shared& s, int item) {
+  const int lane = threadIdx.x & 31;
+  int low = 0;  // starts[low] <= item
+  int span = p.num_decode;
+  while (span > 1) {
+    const int step = (span + 31) / 32;
+    const int probe = lane * step;
+    const bool reached = probe < span && s.starts[low + probe] <= item;
+    const int at = (__popc(__ballot_sync(0xffffffffU, reached)) - 1) * step;
+    low += at;
+    span = min(step, span - at);
   }
   return low;
 }
@@ -99,41 +184,65 @@ __device__ __forceinline__ int sequence_of(const Params& p, const Shared& s, int
 struct Tile {
   int sequence, kv_head;
   int begin, end;  // items
-  int first_block, first_key, length;
+  int first_item;  // of the sequence: its keys are from first_item << shift on
+  int first_key, length;
 };
 
-__device__ __forceinline__ Tile tile_of(const Params& p, const Shared& s, int item) {
+/// The tile of an item that is not before sequence `near`, and not long after it.
+__device__ __forceinline__ Tile tile_of(const Params& p, const Shared& s, int shift, int near,
+                                        int item) {
   Tile t;
-  t.sequence = sequence_of(p, s, item);
+  t.sequence = near;
+  while (s.starts[t.sequence + 1] <= item) ++t.sequence;
   const int start = s.starts[t.sequence];
-  const int blocks = (s.starts[t.sequence + 1] - start) / p.kv_heads;
-  t.kv_head = (item - start) / blocks;
-  t.begin = start + t.kv_head * blocks;
-  t.end = t.begin + blocks;
   t.length = s.length[t.sequence];
+  const auto items = static_cast<unsigned>(items_of(p, t.length, shift));
+  t.kv_head = static_cast<int>(static_cast<unsigned>(item - start) / items);
+  t.begin = start + t.kv_head * static_cast<int>(items);
+  t.end = t.begin + static_cast<int>(items);
   t.first_key = first_key_of(t.length, p.window);
-  t.first_block = t.first_key / 64;
+  t.first_item = t.first_key >> shift;
   return t;
 }
 
-/// Where an item's K and V are, and how many of its keys exist.
+/// The whole tiles whose middles lie in a warp's equal stretch, from `near` on. By all lanes.
+__device__ __forceinline__ Stretch whole_tiles(const Params& p, const Shared& s, const Plan& plan,
+                                               int near, Stretch equal) {
+  // Half of the lanes move each end.
+  int item = (threadIdx.x & 31) < 16 ? equal.begin : equal.end;
+  if (item < plan.total) {
+    const Tile t = tile_of(p, s, plan.shift, near, item);
+    item = 2 * (item - t.begin) <= t.end - t.begin ? t.begin : t.end;
+  }
+  return {__shfl_sync(0xffffffffU, item, 0), __shfl_sync(0xffffffffU, item, 16)};
+}
+
+/// Where the keys are that a warp has of an item.
 template <class Keys>
 struct ItemPage {
   typename Keys::Place place;
-  int keys;
-  int newest;  // 1 when it holds the sequence's newest key
+  // How many of the 16 exist, which 16 of the block they are, and whether the block is the
+  // sequence's newest.
+  int facts;
+
+  static __device__ int pack(int keys, int part, bool newest) {
+    return keys | part << 8 | (newest ? 1 << 16 : 0);
+  }
 };
 
 template <class Keys>
-__device__ __forceinline__ ItemPage<Keys> page_of(const Params& p, const Shared& s, int item,
-                                                  int end) {
-  if (item >= end) return {{}, 0, 0};
-  const Tile t = tile_of(p, s, item);
-  const int block = t.first_block + item - t.begin;
-  const int keys = t.length - block * 64;
-  if (keys <= 0) return {{}, 0, 0};
+__device__ __forceinline__ ItemPage<Keys> page_of(const Params& p, const Shared& s, int shift,
+                                                  int near, int item, int end) {
+  if (item >= end) return {{}, 0};
+  const Tile t = tile_of(p, s, shift, near, item);
+  const int key = ((t.first_item + item - t.begin) << shift) +
+                  (shift == kPartShift ? 0 : static_cast<int>(threadIdx.x / 32) * kWarpKeys);
+  if (key >= t.length) return {{}, 0};
+  const int block = key / 64;
   const int id = p.block_tables[int64_t{t.sequence} * p.block_table_stride + block];
-  return {Keys::place_of(p, id, t.kv_head), min(keys, 64), item + 1 == t.end ? 1 : 0};
+  return {Keys::place_of(p, id, t.kv_head),
+          ItemPage<Keys>::pack(min(t.length - key, kWarpKeys), key % 64 / kWarpKeys,
+                               block == (t.length - 1) / 64)};
 }
 
 template <class T>
@@ -150,8 +259,8 @@ __device__ __forceinline__ void add4(float4& sum, float w, float4 x) {
 
 /// All threads: the warps' scaled sums lie in areas.merge, their statistics in areas.stats.
 template <class T, int kDim>
-__device__ __forceinline__ void finish_tile(const Params& p, const Shared& s, const Tile& tile,
-                                            Stretch mine, int total) {
+__device__ __forceinline__ void finish_tile(const Params& p, const Shared& s, const Plan& plan,
+                                            const Tile& tile, Stretch mine) {
   const int group = p.heads / p.kv_heads;
   const int quads = group * kDim / 4;
   T* out =
@@ -187,8 +296,8 @@ __device__ __forceinline__ void finish_tile(const Params& p, const Shared& s, co
 
   __shared__ int last;
   __syncthreads();
-  const int first_owner = owner_of(tile.begin, total, gridDim.x);
-  const int owners = owner_of(tile.end - 1, total, gridDim.x) - first_owner + 1;
+  const int first_owner = owner_of(plan, tile.begin);
+  const int owners = owner_of(plan, tile.end - 1) - first_owner + 1;
   int32_t* counter = p.counters + tile.sequence * p.kv_heads + tile.kv_head;
   if (threadIdx.x == 0) {
     __threadfence();  // with the barrier before it: all threads' parts are visible
@@ -202,7 +311,7 @@ __device__ __forceinline__ void finish_tile(const Params& p, const Shared& s, co
   // Each owner's second slot holds a tile that starts after its stretch does: only the first owner
   // can have that.
   const int first_slot =
-      2 * first_owner + (stretch_of(total, first_owner, gridDim.x).begin < tile.begin ? 1 : 0);
+      2 * first_owner + (stretch_of(plan, first_owner).begin < tile.begin ? 1 : 0);
   auto slot_of = [&](int part) { return part == 0 ? first_slot : 2 * (first_owner + part); };
 
   // The first loads of parts are under way while the weights are computed.
@@ -258,6 +367,29 @@ __device__ __forceinline__ void finish_tile(const Params& p, const Shared& s, co
     store4(out + e * 4,
            make_float4(sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse));
   }
+}
+
+/// One warp that has had all of a tile: adds and writes its sums, by way of its part of
+/// areas.merge.
+template <class T, int kDim, class Sums>
+__device__ __forceinline__ void finish_whole(const Params& p, const Shared& s, const Tile& tile,
+                                             const Sums& sums, int warp, int lane) {
+  const int group = p.heads / p.kv_heads;
+  float* rows = s.merge + warp * group * kDim;
+#pragma unroll
+  for (int i = 0; i < Sums::kRows; ++i) {
+    const int r = Sums::row_of(i, lane);
+    if (r < group) {
+      sums.write(i, sums.sum[i] > 0.0F ? 1.0F / sums.sum[i] : 0.0F, rows + r * kDim, lane);
+    }
+  }
+  __syncwarp();
+  T* out =
+      static_cast<T*>(p.out) + (int64_t{tile.sequence} * p.heads + tile.kv_head * group) * kDim;
+  for (int e = lane; e < group * kDim / 4; e += 32) {
+    store4(out + e * 4, reinterpret_cast<const float4*>(rows)[e]);
+  }
+  __syncwarp();
 }
 
 }  // namespace treadle::cuda::decode
