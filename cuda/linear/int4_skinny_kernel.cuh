@@ -10,27 +10,17 @@
 // scales come in float32 when a step's sums are added to the total; the sum of x that a zero takes
 // off is one more row of products, for all tiles.
 //
-// Narrow layers are cut along K as well: the blocks of a cluster share rows, and each adds up and
-// stores a part of them. The order of a sum depends on the layer's shape alone.
+// The order of a sum depends on the number of warps alone, not on the tiles or the tokens.
 //
 // A block asks for its first steps of W before it waits for the kernels ahead of it. Only then may
 // it look at x and at y.
 #pragma once
 
-#include <type_traits>
-
-#include "common/cluster.cuh"
 #include "common/ptx.cuh"
 #include "common/vec.cuh"
 #include "linear/int4_dequant.cuh"
 
 namespace treadle::cuda::int4 {
-
-#if __CUDA_ARCH__ >= 900
-constexpr bool kClusters = true;
-#else
-constexpr bool kClusters = false;  // split is 1
-#endif
 
 struct SkinnyArgs {
   const void* packed;  // Layout, of less than 4 GB
@@ -40,8 +30,8 @@ struct SkinnyArgs {
   Layout layout;
   int group_shift;  // a column's group is column >> group_shift, or the last one
   int m;
-  bool add;   // to y
-  int split;  // blocks of a cluster, along K
+  bool add;           // to y
+  bool float_output;  // y is float
 };
 
 /// Shared memory of a warp: a ring of W, whose stages are the tiles' numbers and their groups'
@@ -52,7 +42,8 @@ struct SkinnyRing {
   static constexpr int kXDepth = kDepth > 2 ? kDepth - 1 : 2;
   static constexpr int kWords = kTiles * kTileBytes;  // bytes from a stage's begin
   static constexpr int kTileWords = kFine ? 2 * kGroupBytes : kGroupBytes;
-  static constexpr int kStage = kWords + kTiles * kTileWords;
+  // In whole lines, as what a copy of a line writes into two of them takes twice as long.
+  static constexpr int kStage = (kWords + kTiles * kTileWords + 127) / 128 * 128;
   static constexpr int kX = kDepth * kStage;  // bytes from the ring's begin
   __host__ __device__ static constexpr int x_stage(int m) { return m * kTileColumns * 2; }
   __host__ __device__ static constexpr int bytes(int m) { return kX + kXDepth * x_stage(m); }
@@ -109,10 +100,8 @@ __device__ __forceinline__ float raw_zero(uint32_t word, uint32_t two_to_23) {
   return __uint_as_float(__byte_perm(word, two_to_23, 0x7650)) - (0x1p23F - Raw<T>::kOffset);
 }
 
-/// kTokenTiles: eights of tokens. kFine: groups are shorter than a step. kTogether: tiles whose
-/// products take turns, as each waits for the one before it of its tile.
-template <class T, class Out, int kWarps, int kTiles, int kTokenTiles, bool kGated, bool kFine,
-          int kDepth, int kBlocks, int kTogether>
+/// kTokenTiles: eights of tokens. kFine: groups are shorter than a step.
+template <class T, int kWarps, int kTiles, int kTokenTiles, bool kFine, int kDepth, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarps, kBlocks) int4_skinny_kernel(const SkinnyArgs a) {
   using Ring = SkinnyRing<kTiles, kFine, kDepth>;
   extern __shared__ __align__(128) uint8_t shared[];
@@ -123,10 +112,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) int4_skinny_kernel(const
   const int group = lane / 4;
   const int quad = lane % 4;
   const Layout& layout = a.layout;
-  const int part = static_cast<int>(blockIdx.x) % a.split;
-  const int first_tile = static_cast<int>(blockIdx.x) / a.split * kTiles;
-  const int k_end = layout.k_tiles * (part + 1) / a.split;
-  const int k_begin = layout.k_tiles * part / a.split + warp;
+  const int first_tile = static_cast<int>(blockIdx.x) * kTiles;
 
   const int x_stage = Ring::x_stage(a.m);
   const int ring = warp * Ring::bytes(a.m);
@@ -141,7 +127,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) int4_skinny_kernel(const
     const auto tile = static_cast<uint32_t>(min(first_tile + t, layout.tiles - 1));
     tile_at[t] = tile * layout.k_tiles * kTileBytes;
   }
-  const uint8_t* from_w = packed + k_begin * kTileBytes + lane * kLaneBytes;
+  const uint8_t* from_w = packed + warp * kTileBytes + lane * kLaneBytes;
   // The words of a step come in 16-byte pieces, one or two to a lane.
   constexpr int kWordLanes = kFine ? 8 : 4;  // of a tile
   constexpr int kWordCopies = (kTiles * kWordLanes + 31) / 32;
@@ -153,10 +139,10 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) int4_skinny_kernel(const
         packed + layout.q_bytes() + size_t(tile) * layout.groups * kGroupBytes + lane % 4 * 16;
   }
   const int word_column = lane % kWordLanes / 4 * kGroupMultiple;
-  int ahead_w = k_begin;
+  int ahead_w = warp;
   const auto fetch_w = [&](int stage) {
     const uint32_t to = base + stage;
-    const bool valid = ahead_w < k_end;
+    const bool valid = ahead_w < layout.k_tiles;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       cp_async_16(to + t * kTileBytes + lane * kLaneBytes, from_w + tile_at[t], valid);
@@ -173,12 +159,11 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) int4_skinny_kernel(const
     ahead_w += kWarps;
   };
   // A lane brings 16 bytes of each fourth token.
-  const int x_end = min(k_end * kTileColumns, layout.k);
-  int x_column = k_begin * kTileColumns + lane % 8 * 8;
+  int x_column = warp * kTileColumns + lane % 8 * 8;
   const T* from_x = static_cast<const T*>(a.x) + lane / 8 * layout.k + x_column;
   const int to_x = lane / 8 * 128 + ((lane % 8 ^ lane / 8) << 4);
   const auto fetch_x = [&](int stage) {
-    const bool valid = x_column < x_end;
+    const bool valid = x_column < layout.k;
 #pragma unroll
     for (int i = 0; i < 2 * kTokenTiles; ++i) {
       if (i * 4 + lane / 8 < a.m) {
@@ -203,25 +188,32 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) int4_skinny_kernel(const
     cp_async_commit();  // in the place of a step's W, which has been asked for
   }
 
-  // Outputs of a tile are numbered [token][row]. The blocks of a cluster take equal parts of them.
-  constexpr int kRows = kGated ? kTileRows / 2 : kTileRows;
-  constexpr int kTileOutputs = kTokenTiles * 8 * kRows;
-  constexpr int kOutputs = kTiles * kTileOutputs;
-  constexpr int kEach = (kOutputs + 32 * kWarps - 1) / (32 * kWarps);
-  const int share = kOutputs / a.split;
-  const auto index_of = [&](int i) { return part * share + i * 32 * kWarps + threadIdx.x; };
-  const auto output = [&](int i) -> Out* {
-    const int index = index_of(i);
-    const int token = index / kRows % (kTokenTiles * 8);
-    const int column = (first_tile + index / kTileOutputs) * kRows + index % kRows;
-    if (index >= (part + 1) * share || token >= a.m || column >= layout.columns()) return nullptr;
-    return static_cast<Out*>(a.y) + size_t(token) * layout.columns() + column;
+  // The block's outputs are numbered [tile][token][row]: 16 rows of a tile, or 8 of gates.
+  constexpr int kTokens = kTokenTiles * 8;
+  constexpr int kEach = (kTiles * kTokens * kTileRows + 32 * kWarps - 1) / (32 * kWarps);
+  const int row_bits = layout.gated ? 3 : 4;
+  struct Place {
+    int tile, token, row;
+    int64_t at;  // of y, or -1
+  };
+  const auto place = [&](int i) {
+    const int index = i * 32 * kWarps + static_cast<int>(threadIdx.x);
+    const int row = index & ((1 << row_bits) - 1);
+    Place p{(index >> row_bits) / kTokens, (index >> row_bits) % kTokens, row, -1};
+    const int column = ((first_tile + p.tile) << row_bits) + row;
+    if (p.tile < kTiles && p.token < a.m && column < layout.columns()) {
+      p.at = int64_t{p.token} * layout.columns() + column;
+    }
+    return p;
   };
   float before[kEach] = {};
   if (a.add) {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      if (const Out* y = output(i)) before[i] = to_float(*y);
+      const int64_t at = place(i).at;
+      if (at < 0) continue;
+      before[i] = a.float_output ? static_cast<const float*>(a.y)[at]
+                                 : to_float(static_cast<const T*>(a.y)[at]);
     }
   }
 
@@ -236,6 +228,11 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) int4_skinny_kernel(const
     x_swizzle[i] = ((lane / 8) ^ (token & 7)) << 4;
   }
 
+  // Tiles whose products take turns, as each waits for the one before it of its tile.
+  constexpr int kTogether = kTokenTiles > 2                  ? 1
+                            : kTokenTiles == 2 || kTiles < 3 ? 2
+                            : kTiles == 3                    ? 3
+                                                             : 4;
   const uint32_t ones[4] = {Raw<T>::kOneLow, Raw<T>::kOneHigh, Raw<T>::kOneLow, Raw<T>::kOneHigh};
   uint32_t two_to_23;
   asm volatile("mov.b32 %0, 0x4b000000;\n" : "=r"(two_to_23));
@@ -244,7 +241,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) int4_skinny_kernel(const
   int free = ring + (kDepth - 1) * Ring::kStage;
   int x_current = x_ring;
   int x_free = x_ring + (Ring::kXDepth - 1) * x_stage;
-  for (int k = k_begin; k < k_end; k += kWarps) {
+  for (int k = warp; k < layout.k_tiles; k += kWarps) {
     // Of the groups after this step's x none is needed yet: one of W, and x and W of each step
     // between. With rings of two stages W is the last one.
     cp_async_wait<kDepth == 2 ? 0 : 2 * Ring::kXDepth - 3>();
@@ -323,7 +320,6 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) int4_skinny_kernel(const
   // The sums of the warps take the rings' place.
   cp_async_wait<0>();
   __syncthreads();
-  constexpr int kTokens = kTokenTiles * 8;
   using Sums = float[kTiles][kTokens][kSumStride];
   auto* sums = reinterpret_cast<Sums*>(shared);  // [kWarps]
 #pragma unroll
@@ -338,49 +334,28 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) int4_skinny_kernel(const
     }
   }
   __syncthreads();
-  const bool split = kClusters && a.split > 1;
-  if (split) {
-    // Of this block first, in the place of warp 0, then for the cluster to read.
-    for (int i = threadIdx.x; i < kTiles * kTokens * kTileRows; i += 32 * kWarps) {
-      const int t = i / (kTokens * kTileRows);
-      const int token = i / kTileRows % kTokens;
-      float sum = 0.0F;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) sum += sums[w][t][token][i % kTileRows];
-      sums[0][t][token][i % kTileRows] = sum;
-    }
-    if constexpr (kClusters) cluster_sync();
-  }
   const auto sum_of = [&](int t, int token, int row) {
     float sum = 0.0F;
-    if (split) {
-      if constexpr (kClusters) {
-        for (int of = 0; of < a.split; ++of) sum += *in_block(&sums[0][t][token][row], of);
-      }
-    } else {
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) sum += sums[w][t][token][row];
-    }
-    const int n = layout.source_row(first_tile + t, row);
-    return a.bias != nullptr && n >= 0 ? sum + a.bias[n] : sum;
+    for (int w = 0; w < kWarps; ++w) sum += sums[w][t][token][row];
+    return a.bias == nullptr ? sum : sum + a.bias[layout.source_row(first_tile + t, row)];
   };
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    Out* to = output(i);
-    if (to == nullptr) continue;
-    const int index = index_of(i);
-    const int t = index / kTileOutputs;
-    const int token = index / kRows % kTokens;
-    const int row = index % kRows;
-    float y = sum_of(t, token, row);
-    if constexpr (kGated) {
+    const Place p = place(i);
+    if (p.at < 0) continue;
+    float y = sum_of(p.tile, p.token, p.row);
+    if (layout.gated) {
       // As the two kernels of a larger batch do it: gate and up are rounded on the way.
-      y = silu(to_float(from_float<T>(y))) * to_float(from_float<T>(sum_of(t, token, row + 8)));
+      const float up = to_float(from_float<T>(sum_of(p.tile, p.token, p.row + 8)));
+      y = silu(to_float(from_float<T>(y))) * up;
     }
-    *to = from_float<Out>(y + before[i]);
-  }
-  if constexpr (kClusters) {
-    if (split) cluster_sync();  // a block that others still read must not end
+    y += before[i];
+    if (a.float_output) {
+      static_cast<float*>(a.y)[p.at] = y;
+    } else {
+      static_cast<T*>(a.y)[p.at] = from_float<T>(y);
+    }
   }
 }
 
