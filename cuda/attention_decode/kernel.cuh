@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(kThreads, Keys::kBlocksPerSm)
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
 
+  const typename Keys::Lane at(lane);
   const Shared areas(p, shared + kWarps * p.stages * Keys::kStageBytes, kDim);
   const uint64_t policy = evict_first_policy();
   const uint32_t ring = shared_address(shared) + warp * p.stages * Keys::kStageBytes;
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, Keys::kBlocksPerSm)
       grid_dependency_wait();
       waited = true;
     }
-    Keys::copy(p, place, facts & 0xff, ring + stage_in * Keys::kStageBytes, facts >> 8 & 0xff, lane,
+    Keys::copy(p, place, facts & 0xff, ring + stage_in * Keys::kStageBytes, facts >> 8 & 0xff, at,
                policy);
     stage_in = stage_in + 1 == p.stages ? 0 : stage_in + 1;
   };
@@ -151,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, Keys::kBlocksPerSm)
       cp_async_commit();
       wait_stages(p.stages - 1);
       __syncwarp();
-      sums.add(q, ring + stage_out * Keys::kStageBytes, lane, scale_log2, tile.first_key - key0,
+      sums.add(q, ring + stage_out * Keys::kStageBytes, at, scale_log2, tile.first_key - key0,
                tile.length - key0);
       stage_out = stage_out + 1 == p.stages ? 0 : stage_out + 1;
       __syncwarp();

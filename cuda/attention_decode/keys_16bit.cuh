@@ -26,6 +26,8 @@ struct Keys16Bit {
     return {(block * p.num_layers + p.layer) * 2 * p.kv_heads + kv_head};
   }
 
+  using Lane = int;
+
   /// Copies a stage; of this warp's rows those from `keys` on become zeros.
   static __device__ __forceinline__ void copy(const Params& p, Place place, int keys, uint32_t dst,
                                               int part, int lane, uint64_t policy) {

@@ -81,25 +81,61 @@ struct KeysInt8 {
     return {base + page * (kDim / 8), base + pages * (kDim / 8) + page};
   }
 
+  /// Offsets of this lane into a stage. They stay in registers: left to itself the compiler
+  /// computes them anew for every block of keys, a tenth of all instructions.
+  struct Lane {
+    static constexpr int kCopies = (kDim + 31) / 32;
+    static constexpr int kLoadsK = kDim / 4 / kBytesK;
+    static constexpr int kLoadsV = kDim / 8 / kBytesV;
+    int lane;
+    int row[kCopies];  // of this warp's 16, that a copy brings a part of
+    int to_k[kCopies], to_v[kCopies];
+    int from_k[kLoadsK];     // keys lane / 4; and 8 rows further
+    int from_v[kLoadsV][2];  // keys 2c and 2c + 1; and 8 rows further
+    int scale;               // of key lane / 4 in 16 keys' scales
+
+    __device__ explicit Lane(int lane_id) : lane(lane_id) {
+      constexpr int kChunks = kDim / 16;  // of 16 bytes in a row
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i) {
+        const int chunk = i * 32 + lane;
+        row[i] = keep(chunk / kChunks);
+        to_k[i] = keep(at_k(chunk / kChunks, chunk % kChunks * 16));
+        to_v[i] = keep(kHalf + at_v(chunk / kChunks, chunk % kChunks * 16));
+      }
+      const int c = lane & 3;
+      const int n = lane >> 2;
+#pragma unroll
+      for (int i = 0; i < kLoadsK; ++i) from_k[i] = keep(at_k(n, (i * 4 + c) * kBytesK));
+#pragma unroll
+      for (int i = 0; i < kLoadsV; ++i) {
+        from_v[i][0] = keep(kHalf + at_v(c * 2, (i * 8 + n) * kBytesV));
+        from_v[i][1] = keep(kHalf + at_v(c * 2 + 1, (i * 8 + n) * kBytesV));
+      }
+      scale = keep(kScales + n * 8);
+    }
+    static __device__ __forceinline__ int keep(int x) {
+      if constexpr (kTiles == 1) asm volatile("" : "+r"(x));  // two tiles leave no registers
+      return x;
+    }
+  };
+
+  /// Copies a stage; of this warp's rows those from `keys` on become zeros.
   static __device__ __forceinline__ void copy(const Params& p, Place place, int keys, uint32_t dst,
-                                              int part, int lane, uint64_t policy) {
-    constexpr int kChunks = kDim / 16;  // of 16 bytes in a row
+                                              int part, const Lane& at, uint64_t policy) {
     const auto* pool = static_cast<const uint8_t*>(p.kv);
+    const int lane = at.lane;
     const uint8_t* k = pool + int64_t{place.page} * 512 + part * kHalf + lane * 16;
     const uint8_t* v = k + int64_t{p.kv_heads} * (64 * kDim);
 #pragma unroll
-    for (int i = 0; i < (kDim + 31) / 32; ++i) {
-      const int r = (i * 32 + lane) / kChunks;
-      const int byte = (i * 32 + lane) % kChunks * 16;
-      if (kDim % 32 != 0 && r >= kWarpKeys) break;
-      cp_async_16(dst + at_k(r, byte), k + i * 512, r < keys, policy);
+    for (int i = 0; i < Lane::kCopies; ++i) {
+      if (kDim % 32 != 0 && at.row[i] >= kWarpKeys) break;
+      cp_async_16(dst + at.to_k[i], k + i * 512, at.row[i] < keys, policy);
     }
 #pragma unroll
-    for (int i = 0; i < (kDim + 31) / 32; ++i) {
-      const int r = (i * 32 + lane) / kChunks;
-      const int byte = (i * 32 + lane) % kChunks * 16;
-      if (kDim % 32 != 0 && r >= kWarpKeys) break;
-      cp_async_16(dst + kHalf + at_v(r, byte), v + i * 512, r < keys, policy);
+    for (int i = 0; i < Lane::kCopies; ++i) {
+      if (kDim % 32 != 0 && at.row[i] >= kWarpKeys) break;
+      cp_async_16(dst + at.to_v[i], v + i * 512, at.row[i] < keys, policy);
     }
     if (lane < 16) {  // two keys a lane
       const uint8_t* scales = pool + (int64_t{place.scales} + (lane < 8 ? 0 : p.kv_heads)) * 512 +
@@ -226,10 +262,9 @@ struct KeysInt8 {
     }
 
     /// Adds the 16 keys of a stage; keys outside [first, end) are masked.
-    __device__ void add(const Query& q, uint32_t stage, int lane, float scale_log2, int first,
+    __device__ void add(const Query& q, uint32_t stage, const Lane& at, float scale_log2, int first,
                         int end) {
-      const int c = lane & 3;
-      const int n = lane >> 2;
+      const int n = at.lane >> 2;
       // Element i of s: key n + 8 * (i / 2), head 2c + i % 2.
       float s[kTiles][4] = {};
       {
@@ -237,9 +272,8 @@ struct KeysInt8 {
 #pragma unroll
         for (int load = 0; load < kDim / 16 / kWords; ++load) {
           uint32_t w[2][kWords];
-          const uint32_t at = stage + at_k(n, (load * 4 + c) * kBytesK);
-          load_shared<kBytesK>(w[0], at);
-          load_shared<kBytesK>(w[1], at + 8 * kDim);
+          load_shared<kBytesK>(w[0], stage + at.from_k[load]);
+          load_shared<kBytesK>(w[1], stage + at.from_k[load] + 8 * kDim);
 #pragma unroll
           for (int i = 0; i < kWords; ++i) {
             uint32_t a[4];
@@ -256,7 +290,7 @@ struct KeysInt8 {
       // Scale and zero of keys n and n + 8.
       uint32_t raw[4][2];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) load_shared<8>(raw[i], stage + kScales + i * 64 + n * 8);
+      for (int i = 0; i < 4; ++i) load_shared<8>(raw[i], stage + at.scale + i * 64);
       float scale_v[2] = {__uint_as_float(raw[2][0]), __uint_as_float(raw[3][0])};
       float zero_v[2] = {__uint_as_float(raw[2][1]), __uint_as_float(raw[3][1])};
 #pragma unroll
@@ -326,9 +360,7 @@ struct KeysInt8 {
         uint32_t w[4][kWords];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int key = c * 2 + (i & 1);
-          load_shared<kBytesV>(
-              w[i], stage + kHalf + at_v(key, (load * 8 + n) * kBytesV) + (i >> 1) * 8 * kDim);
+          load_shared<kBytesV>(w[i], stage + at.from_v[load][i & 1] + (i >> 1) * 8 * kDim);
         }
 #pragma unroll
         for (int i = 0; i < kWords; ++i) {
