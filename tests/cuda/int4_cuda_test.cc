@@ -304,20 +304,27 @@ void test_parts(const Tables& t) {
 }
 
 void test_refusals(const Tables& t) {
-  Checkpoint from(16, 128, 32, true);
-  from.group_of[0] = (from.group_of[0] + 1) % 4;
-  std::string what;
-  try {
-    const ops::Int4Groups groups{from.scales.data(), from.zeros.data(), from.group_of.data(), 32};
-    const ops::WeightPiece piece{from.q.data(), DType::kU8, 16, &groups};
-    ops::LinearWeight w = t.gpu.make_linear(t.gpu.self, &piece, 1, 128, nullptr, false);
-    t.gpu.release_linear(t.gpu.self, &w);
-  } catch (const Error& error) {
-    what = error.what();
-  }
-  t.report.check(what.find("g_idx") != std::string::npos &&
-                     what.find("must have 32 of the inputs") != std::string::npos,
-                 label(t, "int4") + ": uneven groups: " + what);
+  const auto refusal = [&t](const Checkpoint& from) -> std::string {
+    const int32_t* group_of = from.group_of.empty() ? nullptr : from.group_of.data();
+    const ops::Int4Groups groups{from.scales.data(), from.zeros.data(), group_of, from.group_size};
+    const ops::WeightPiece piece{from.q.data(), DType::kU8, from.n, &groups};
+    try {
+      ops::LinearWeight w = t.gpu.make_linear(t.gpu.self, &piece, 1, from.k, nullptr, false);
+      t.gpu.release_linear(t.gpu.self, &w);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "none";
+  };
+  const auto expect = [&t](const std::string& what, const char* part) {
+    t.report.check(what.find(part) != std::string::npos, label(t, "int4 refusal: ") + what);
+  };
+  Checkpoint uneven(16, 128, 32, true);
+  uneven.group_of[0] = (uneven.group_of[0] + 1) % 4;
+  expect(refusal(uneven), "g_idx");
+  expect(refusal(uneven), "must have 32 of the inputs");
+  expect(refusal(Checkpoint(16, 192, 96, false)), "groups of 96 of 192 inputs");
+  expect(refusal(Checkpoint(16, 128, 16, false)), "use groups of 32, 64 or 128, or one");
 }
 
 }  // namespace
