@@ -14,32 +14,85 @@ constexpr int kMinSteps = 2;  // of a thread block
 
 int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
-Plan make_plan(const ops::LinearWeight& w, int tokens) {
+int most_split(const Plan& plan) { return std::clamp(plan.k_blocks / kMinSteps, 1, kMaxSplit); }
+
+/// Up to 128 tokens: one round of tiles. The cut along K depends on the layer alone.
+Plan plan_few(const ops::LinearWeight& w, int tokens) {
   const int sms = device_info().sms;
-  Plan plan;
-  plan.k_blocks = ceil_div(w.in_features, int4::wgmma::kDepth);
-  const int most_split = std::clamp(plan.k_blocks / kMinSteps, 1, kMaxSplit);
-  plan.tokens = tokens <= 32 ? 32 : tokens <= 64 ? 64 : 128;
-  plan.token_tiles = ceil_div(tokens, plan.tokens);
-  // Tiles of 256 rows read x half as often, but narrow layers have too few of them. For the tokens
-  // of a decode step the cut along K is the same whatever their number.
-  const int narrow_tiles = ceil_div(w.out_features, 128);
-  const int narrow_split = std::clamp(sms / narrow_tiles, 1, most_split);
-  const bool narrow = plan.token_tiles == 1 && narrow_split > 1;
-  plan.rows = narrow ? 128 : 256;
-  plan.tiles = ceil_div(w.out_features, plan.rows) * plan.token_tiles;
-  if (plan.token_tiles == 1) {
-    plan.split = narrow ? narrow_split : 1;
-    plan.whole = narrow ? 0 : plan.tiles;
+  Plan best;
+  double best_cost = 0.0;
+  for (const int rows : {256, 192, 128}) {
+    Plan plan{.rows = rows, .tokens = tokens <= 32 ? 32 : tokens <= 64 ? 64 : 128};
+    plan.k_blocks = ceil_div(w.in_features, int4::wgmma::kDepth);
+    plan.token_tiles = 1;
+    plan.tiles = ceil_div(w.out_features, rows);
+    plan.split = std::clamp(sms / plan.tiles, 1, most_split(plan));
+    plan.whole = plan.split > 1 ? 0 : plan.tiles;
     plan.blocks = std::min(sms, plan.tiles * plan.split);
-    return plan;
+    // A thread block's rows of W, what it reads of x, and the sums that it exchanges; the weights
+    // of the three fit what was measured of six shapes with 32 to 128 tokens.
+    const int rounds = ceil_div(int64_t{plan.tiles} * plan.split, sms);
+    const double steps = double(plan.k_blocks) / plan.split;
+    const double cost = rounds * steps * (rows + 64) + (plan.split > 1 ? 5.0 * rows : 0.0);
+    if (best.rows == 0 || cost < best_cost) {
+      best = plan;
+      best_cost = cost;
+    }
   }
-  plan.whole = plan.tiles / sms * sms;
-  const int rest = plan.tiles - plan.whole;
-  plan.split = rest > 0 ? std::clamp(sms / rest, 1, most_split) : 1;
-  if (plan.split == 1) plan.whole = plan.tiles;
-  plan.blocks = std::min(sms, std::max(plan.whole, rest * plan.split));
-  return plan;
+  return best;
+}
+
+/// Tiles for more tokens, and the cycles that 128 columns of one take, as measured.
+struct LargeTile {
+  int rows, tokens;
+  double step;
+};
+constexpr LargeTile kLargeTiles[] = {
+    {128, 256, 2190}, {256, 128, 2300}, {192, 128, 1880}, {128, 128, 1510}};
+constexpr double kTileCycles = 8000;  // of a tile besides: start, epilogue
+// Of a sum that thread blocks exchange, by way of L2 or within a cluster.
+constexpr double kExchangeCycles = 0.55;
+constexpr double kPairCycles = 0.11;
+
+Plan plan_many(const ops::LinearWeight& w, int tokens) {
+  const int sms = device_info().sms;
+  Plan best;
+  double best_cost = 0.0;
+  const auto propose = [&](const Plan& plan, double cost) {
+    if (best.rows > 0 && cost >= best_cost) return;
+    best = plan;
+    best_cost = cost;
+  };
+  for (const LargeTile& tile : kLargeTiles) {
+    Plan plan{.rows = tile.rows, .tokens = tile.tokens};
+    plan.k_blocks = ceil_div(w.in_features, int4::wgmma::kDepth);
+    plan.token_tiles = ceil_div(tokens, tile.tokens);
+    plan.tiles = ceil_div(w.out_features, tile.rows) * plan.token_tiles;
+    plan.whole = plan.tiles / sms * sms;
+    const int rest = plan.tiles - plan.whole;
+    plan.split = rest > 0 ? std::clamp(sms / rest, 1, most_split(plan)) : 1;
+    if (plan.split == 1) plan.whole = plan.tiles;
+    plan.blocks = std::min(sms, std::max(plan.whole, rest * plan.split));
+    const auto cycles = [&](int split) {
+      return ceil_div(plan.k_blocks, split) * tile.step + kTileCycles;
+    };
+    const double sums = double(tile.rows) * tile.tokens;
+    double cost = ceil_div(plan.whole, sms) * cycles(1);
+    if (plan.split > 1) cost += cycles(plan.split) + kExchangeCycles * sums;
+    propose(plan, cost);
+    if (2 * plan.tiles <= sms && most_split(plan) >= 2 && tile.rows < 256) {
+      plan.whole = 0;
+      plan.split = 2;
+      plan.pair = true;
+      plan.blocks = 2 * plan.tiles;
+      propose(plan, cycles(2) + kPairCycles * sums);
+    }
+  }
+  return best;
+}
+
+Plan make_plan(const ops::LinearWeight& w, int tokens) {
+  return tokens <= 128 ? plan_few(w, tokens) : plan_many(w, tokens);
 }
 
 }  // namespace

@@ -6,10 +6,12 @@
 // W's ring is filled while the kernels ahead are still running; only x waits for them.
 #pragma once
 
+#include "common/cluster.cuh"
 #include "common/mbarrier.cuh"
 #include "common/ptx.cuh"
 #include "common/wgmma.cuh"
 #include "linear/int4_fragments.cuh"
+#include "linear/int4_segment.cuh"
 #include "linear/int4_wgmma_plan.h"
 #include "linear/stream_exchange.cuh"
 #include "linear/stream_store.cuh"
@@ -29,9 +31,13 @@ struct Args {
   int step_groups;  // groups that a step of W loads: 1, 2 or 4
 };
 
-/// Sizes of a kernel: kGroups warpgroups, each with kBlocks times 64 rows of a tile.
-template <int kGroups_, int kBlocks_, int kTokens_, int kWStages_, int kXStages_>
+/// Sizes of a kernel: kGroups warpgroups, each with kBlocks times 64 rows of a tile. With kPair the
+/// two thread blocks that share a tile are a cluster and exchange their sums by way of shared
+/// memory.
+template <int kGroups_, int kBlocks_, int kTokens_, int kWStages_, int kXStages_,
+          bool kPair_ = false>
 struct Sizes {
+  static constexpr bool kPair = kPair_;
   static constexpr int kGroups = kGroups_;
   static constexpr int kBlocks = kBlocks_;
   static constexpr int kTokens = kTokens_;
@@ -40,7 +46,11 @@ struct Sizes {
   static constexpr int kConsumers = 128 * kGroups;
   static constexpr int kThreads = kConsumers + kProducers;
   static constexpr int kTiles = 4 * kGroups * kBlocks;  // of 16 rows
-  static constexpr int kRegisters = kGroups == 2 ? 232 : 112;
+  // All of what the thread block starts with: 384 x 168, 512 x 128 or 640 x 96 registers.
+  static constexpr int kRegisters = kGroups == 2 ? 232 : kGroups == 3 ? 152 : 112;
+  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : kGroups == 3 ? 56 : 32;
+  static_assert(kConsumers * kRegisters + kProducers * kProducerRegisters <=
+                65536 / kThreads / 8 * 8 * kThreads);
 };
 
 /// Shared memory: stages of x [kTokens][64] in lines of 128 bytes with the copy engine's swizzle,
@@ -58,6 +68,7 @@ struct Layout {
   static constexpr int kW = kXStages * kXBytes;
   static constexpr int kBarriers = kW + kWStages * kWBytes;
   static constexpr int kBytes = kBarriers + 2 * (kWStages + kXStages) * 8;
+  static_assert(!S::kPair || 64 * S::kGroups * S::kBlocks * S::kTokens * 2 <= kBarriers);
 
   uint32_t base;
   __device__ __forceinline__ uint32_t x(int stage) const { return base + stage * kXBytes; }
@@ -71,30 +82,6 @@ struct Layout {
     return w_full(2 * kWStages + stage);
   }
   __device__ __forceinline__ uint32_t x_done(int stage) const { return x_full(kXStages + stage); }
-};
-
-/// What a thread block computes, one after the other: the steps [k_begin, k_end) of a tile.
-struct Segment {
-  int tile, k_begin, k_end, part;
-
-  __device__ __forceinline__ explicit Segment(const Plan& plan)
-      : tile(static_cast<int>(blockIdx.x)), k_begin(0), k_end(plan.k_blocks), part(-1) {
-    if (tile >= plan.whole) share(plan);
-  }
-  __device__ __forceinline__ bool valid(const Plan& plan) const { return tile < plan.tiles; }
-  __device__ __forceinline__ void next(const Plan& plan) {
-    tile = part >= 0 ? plan.tiles : tile + plan.blocks;
-    if (part < 0 && tile >= plan.whole) share(plan);
-  }
-
- private:
-  __device__ __forceinline__ void share(const Plan& plan) {
-    const auto block = static_cast<int>(blockIdx.x);
-    tile = plan.whole + block / plan.split;
-    part = block % plan.split;
-    k_begin = plan.k_blocks * part / plan.split;
-    k_end = plan.k_blocks * (part + 1) / plan.split;
-  }
 };
 
 /// One thread: keeps W up to kWStages steps ahead of the fragments.
@@ -152,6 +139,19 @@ __device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
   return v;
 }
 
+/// The address of the same place in thread block `rank` of the cluster.
+__device__ __forceinline__ uint32_t mapped_address(uint32_t address, uint32_t rank) {
+  uint32_t mapped;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(mapped) : "r"(address), "r"(rank));
+  return mapped;
+}
+__device__ __forceinline__ void store_cluster(uint32_t address, float x, float y, float z,
+                                              float w) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "f"(x), "f"(y),
+               "f"(z), "f"(w)
+               : "memory");
+}
+
 /// What a lane needs of 16 rows and 64 columns, as stored.
 struct Packed64 {
   uint4 q;
@@ -197,7 +197,6 @@ __device__ __forceinline__ void consume(const Args& a, const Layout<S>& layout) 
     __syncwarp();
     if (lane == 0) mbarrier_arrive(barrier);
   };
-
   for (Segment s(a.plan); s.valid(a.plan); s.next(a.plan)) {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
@@ -275,6 +274,37 @@ __device__ __forceinline__ void consume(const Args& a, const Layout<S>& layout) 
         stream::store_chunks<T, Out, kGated>(out, acc[block], row + block * kBlockTiles * 16, first,
                                              1);
       }
+    } else if constexpr (S::kPair) {
+      const bool second = s.part == 1;
+      cluster_sync();  // both are done with their rings, where the sums go
+      const uint32_t there = mapped_address(layout.base + threadIdx.x * 16, second ? 0 : 1);
+      const uint32_t here = layout.base + threadIdx.x * 16;
+#pragma unroll
+      for (int i = 0; i < kBlocks * kVectors / 2; ++i) {
+        const float(&even)[4] = acc[2 * i / kVectors][2 * i % kVectors];
+        const float(&odd)[4] = acc[2 * i / kVectors][2 * i % kVectors + 1];
+        store_cluster(there + i * (S::kConsumers * 16), second ? even[0] : odd[0],
+                      second ? even[1] : odd[1], second ? even[2] : odd[2],
+                      second ? even[3] : odd[3]);
+      }
+      cluster_sync();
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        float sums[kVectors / 2][4];
+#pragma unroll
+        for (int i = 0; i < kVectors / 2; ++i) {
+          const uint4 other =
+              load_shared_16(here + (block * kVectors / 2 + i) * (S::kConsumers * 16));
+          const uint32_t bits[4] = {other.x, other.y, other.z, other.w};
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            sums[i][j] = (second ? acc[block][2 * i + 1][j] : acc[block][2 * i][j]) +
+                         __uint_as_float(bits[j]);
+          }
+        }
+        stream::store_chunks<T, Out, kGated>(out, sums, row + block * kBlockTiles * 16,
+                                             first + s.part, 2);
+      }
     } else {
       const stream::Exchange<kBlocks, kVectors, kVectors / 2, S::kConsumers> exchange(
           a.parts, s.tile - a.plan.whole, s.part, a.plan.split);
@@ -317,12 +347,16 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   }
   __syncthreads();
   if (threadIdx.x >= S::kConsumers) {
-    registers_decrease<S::kGroups == 2 ? 40 : 32>();
+    registers_decrease<S::kProducerRegisters>();
     if (threadIdx.x == S::kConsumers) {
       produce_w<S>(a, &q_map, &scale_map, layout);  // W is constant; all else is not
     } else if (threadIdx.x == S::kConsumers + 32) {
       grid_dependency_wait();
       produce_x<S>(a, &x_map, layout);
+    }
+    if constexpr (S::kPair) {  // with the consumers, see above
+      cluster_sync();
+      cluster_sync();
     }
   } else {
     registers_increase<S::kRegisters>();

@@ -1,8 +1,8 @@
 // How a product with 4-bit weights is cut over the GPU (sm_90a), and the launches for each type.
 //
-// A tile is 128 or 256 rows of W and up to 128 tokens, and its steps are the blocks of 128 columns
-// of K. Thread blocks take whole tiles in rounds; the tiles of a last round that would leave
-// multiprocessors idle are cut along K, and their thread blocks exchange the parts.
+// A tile is 128, 192 or 256 rows of W and up to 256 tokens, and its steps are the blocks of 128
+// columns of K. Thread blocks take whole tiles in rounds; the tiles of a last round that would
+// leave multiprocessors idle are cut along K, and their thread blocks exchange the parts.
 #pragma once
 
 #include <cstdint>
@@ -14,18 +14,18 @@
 
 namespace treadle::cuda::int4::wgmma {
 
-constexpr int kRows = 128;   // of W in a block of a tile
 constexpr int kDepth = 128;  // columns of W in a step
 
 struct Plan {
-  int rows = 0;         // of a tile: 128 or 256
-  int tokens = 0;       // of a tile: 32, 64 or 128
+  int rows = 0;         // of a tile: 128, 192 or 256
+  int tokens = 0;       // of a tile: 32, 64, 128 or 256
   int token_tiles = 0;  // tile t has tokens of t % token_tiles and rows of t / token_tiles
   int tiles = 0;
-  int whole = 0;     // tiles [0, whole) are computed by one thread block each
-  int k_blocks = 0;  // steps of a tile
-  int split = 1;     // thread blocks of each tile from `whole` on
-  int blocks = 0;    // thread blocks; at most the GPU's multiprocessors
+  int whole = 0;      // tiles [0, whole) are computed by one thread block each
+  int k_blocks = 0;   // steps of a tile
+  int split = 1;      // thread blocks of each tile from `whole` on
+  bool pair = false;  // split is 2, whole is 0, and the two are a cluster
+  int blocks = 0;     // thread blocks; at most the GPU's multiprocessors
 };
 
 /// Whether this build holds the kernels (TREADLE_CUDA_ARCHS has 90a).

@@ -183,7 +183,8 @@ __device__ __forceinline__ void store_chunks(const Output& a, const float (&sums
       return transpose(pack2<T>(low, high));
     };
     if constexpr (kChunks % 4 == 0) {
-      constexpr int kBatch = kChunks % 8 == 0 ? 2 : 1;  // fours whose loads wait together
+      // Fours whose loads wait for memory together.
+      constexpr int kBatch = kChunks % 16 == 0 ? 4 : kChunks % 8 == 0 ? 2 : 1;
 #pragma unroll
       for (int begin = 0; begin < kChunks; begin += 4 * kBatch) {
         uint32_t pieces[kBatch][4] = {};
