@@ -75,13 +75,13 @@ struct Barriers {
     mbarrier_init(tile_empty(), 2 * kGroupThreads + kConvertThreads);
     for (int kv = 0; kv < 2; ++kv) {
       for (int stage = 0; stage < kStages; ++stage) {
-        mbarrier_init(full(kv, stage), kInt8 ? kConvertThreads / 32 : 1);
+        mbarrier_init(full(kv, stage), kInt8 ? kConvertThreads : 1);
         mbarrier_init(empty(kv, stage), 2);
       }
     }
     for (int stage = 0; stage < Layout<kDim, kInt8>::kStaged; ++stage) {
       mbarrier_init(staged_full(stage), 1);
-      mbarrier_init(staged_empty(stage), kConvertThreads / 32);
+      mbarrier_init(staged_empty(stage), kConvertThreads);
     }
     mbarrier_init_fence();
   }

@@ -146,11 +146,8 @@ __device__ __forceinline__ void convert(const uint8_t* shared, const Barriers& b
                              base + L::kQBytes + (kv * kStages + stage) * L::kKvBytes,
                              t.context_len - (t.key_end - 1 - done) * L::kKeys, thread);
       async_proxy_fence();
-      __syncwarp();
-      if (thread % 32 == 0) {
-        mbarrier_arrive(bars.full(kv, stage));
-        mbarrier_arrive(bars.staged_empty(staged.stage));
-      }
+      mbarrier_arrive(bars.full(kv, stage));
+      mbarrier_arrive(bars.staged_empty(staged.stage));
       staged.next();
     }
     before += count;
