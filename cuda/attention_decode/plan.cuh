@@ -86,7 +86,8 @@ __device__ inline void build_plan(const Params& p, const Shared& s, WholeTiles l
   struct Sums {
     int parts, blocks, longest;  // items of 16 keys, of 64 keys, most of 16 in a tile
   };
-  __shared__ Sums warps[kWarps];
+  // Aligned, or a wide load of it reads the end of the plan, too, which racecheck sees.
+  __shared__ __align__(16) Sums warps[kWarps];
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   const int run = (p.num_decode + kThreads - 1) / kThreads;

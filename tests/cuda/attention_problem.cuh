@@ -33,10 +33,10 @@ struct ProblemShape {
   unsigned seed = 1;
 };
 
-/// Leaves the sequences of at most 300 keys, or one of 300, and few of them.
+/// Leaves the sequences of at most 300 keys, or one of 300, few of them, and two KV heads.
 inline void shorten(ProblemShape& shape) {
   constexpr int kKeys = 300;
-  constexpr size_t kSequences = 40;
+  constexpr size_t kSequences = 12;
   std::vector<SequenceShape> kept;
   int decode = 0;
   for (size_t i = 0; i < shape.sequences.size() && kept.size() < kSequences; ++i) {
@@ -50,6 +50,9 @@ inline void shorten(ProblemShape& shape) {
   }
   shape.sequences = kept;
   shape.num_decode = decode;
+  const int group = shape.heads / shape.kv_heads;
+  shape.kv_heads = std::min(shape.kv_heads, 2);
+  shape.heads = group * shape.kv_heads;
 }
 
 template <class T>
