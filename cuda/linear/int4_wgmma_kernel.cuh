@@ -45,7 +45,8 @@ struct Sizes {
   static constexpr int kXStages = kXStages_;
   static constexpr int kConsumers = 128 * kGroups;
   static constexpr int kThreads = kConsumers + kProducers;
-  static constexpr int kTiles = 4 * kGroups * kBlocks;  // of 16 rows
+  static constexpr int kTiles = 4 * kGroups * kBlocks;        // of 16 rows
+  static_assert(kTiles * 16 * kTokens <= stream::kMostSums);  // or an exchange leaves its room
   // All of what the thread block starts with: 384 x 168, 512 x 128 or 640 x 96 registers.
   static constexpr int kRegisters = kGroups == 2 ? 232 : kGroups == 3 ? 152 : 112;
   static constexpr int kProducerRegisters = kGroups == 2 ? 40 : kGroups == 3 ? 56 : 32;
