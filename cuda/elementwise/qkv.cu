@@ -244,6 +244,10 @@ void qkv(const ops::QkvParams& p, ops::DType act, cudaStream_t stream) {
       const auto with_heads = [&](auto kernel, int heads) {
         const int heads_per_block = kThreads / kLanes * heads;
         const dim3 grid(p.batch.num_tokens, (all_heads + heads_per_block - 1) / heads_per_block);
+        // Attention, with much shared memory, starts early only where the split need not change.
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                   cudaSharedmemCarveoutMaxShared),
+              "qkv: split of L1 and shared memory");
         launch("qkv", kernel, dependent_launch(grid, kThreads, stream), p);
       };
       // Few tokens need all the thread blocks that there can be. With more, as few as leave room
