@@ -48,6 +48,7 @@ std::vector<Case> make_cases(const std::vector<int32_t>& history) {
           {"min-p 0.05", 3.0F, {.min_p = 0.05F}},
           {"plain", 3.0F, {}},
           {"top-k 50, 20 logprobs", 3.0F, {.top_k = 50, .num_logprobs = 20}},
+          {"top-p 0.9, 20 logprobs", 3.0F, {.top_p = 0.9F, .num_logprobs = 20}},
           {"penalties of 2048", 3.0F, penalties}};
 }
 

@@ -1,7 +1,7 @@
 // The draw: the first kept token, by id, at which the running weight exceeds uniform * total.
 #pragma once
 
-#include "sampling/select.cuh"
+#include "sampling/windows.cuh"
 
 namespace treadle::cuda {
 
@@ -54,7 +54,8 @@ __device__ __forceinline__ int draw_from_keys(const Part<kShared>& part, const F
 }
 
 /// From all tokens of key >= least, in rounds: the part of the row in which the draw ends, the
-/// warp's share of it, the share of that share, then four tokens, then one. With `weighed` the
+/// warp's share of it, the share of that
+/// share, once more, then four tokens, then one. With `weighed` the
 /// first round's sums are in s.warp_draws. The token in the block whose part holds it, -1 in the
 /// others.
 template <bool kCluster>
@@ -72,7 +73,7 @@ __device__ __forceinline__ int draw_from_row(const Part<kCluster>& part, const F
   };
   Range range{0, part.count};
   uint64_t target = 0;
-  for (int round = 0; round < 2; ++round) {
+  for (int round = 0; round < 3; ++round) {
     if (round > 0 || !weighed) {
       uint64_t sum = 0;
       for_each_four(part, warp_share(range, warp), Order::kForward,
@@ -90,15 +91,9 @@ __device__ __forceinline__ int draw_from_row(const Part<kCluster>& part, const F
       uint64_t total = 0;
       for (int b = 0; b < team.size; ++b) total += s.part_draws[b];
       target = draw_target(f.uniform, total);
-      int chosen = 0;
-      while (s.part_draws[chosen] <= target) target -= s.part_draws[chosen++];
-      if (chosen != team.rank) return -1;
+      if (choose(s.part_draws, team.size, target) != team.rank) return -1;
     }
-    int chosen = 0;
-    while (chosen < kRowWarps - 1 && s.warp_draws[chosen] <= target) {
-      target -= s.warp_draws[chosen++];
-    }
-    range = warp_share(range, chosen);
+    range = warp_share(range, choose(s.warp_draws, kRowWarps, target));
   }
   if (warp == 0) {
     bool found = false;

@@ -32,22 +32,27 @@ __device__ __forceinline__ int draw_from_list(const ops::SampleRow& r, const Fil
   return draw_from_keys(part, filters, kept_keys(part, r.top_p, count, s), s);
 }
 
-/// From the row, of which `by_rank` and `by_mass` keep a head that the scan has counted. The token
+/// From the row, of which a head is kept whose tokens the scan has counted, or all of it. The token
 /// in the block that found it, -1 in the team's others.
 template <bool kCluster>
-__device__ __forceinline__ int draw_from_head(const ops::SampleRow& r, const Filters& filters,
-                                              bool by_rank, bool by_mass,
+__device__ __forceinline__ int draw_from_head(const Filters& filters, const Wanted& wanted,
                                               const Part<kCluster>& part, const Slices& slices,
-                                              RowShared& s, const Team<kCluster>& team) {
+                                              Listed& list, RowShared& s,
+                                              const Team<kCluster>& team) {
   Bound bound{};
   bool weighed = false;
-  if (by_rank || by_mass) {
-    bound = bound_by_slices(part, slices, by_rank ? r.top_k : 0, r.top_p, s, team);
+  const bool by_mass = wanted.share < 1.0;
+  if (wanted.rank > 0 || by_mass) {
+    bound = bound_by_slices(part, slices, wanted, list, s, team);
     // Whether the smallest probability leaves the head alone, whatever the rounding.
     weighed = bound.least > 0 && part.weight(logit_of(bound.least)) * 0.999F >= filters.min_p;
     if (!bound.found) {
-      if (by_rank) bound.least = last_of_head<false>(part, r.top_k, 0.0, 0, s, team);
-      if (by_mass) bound.least = last_of_head<true>(part, 0, r.top_p, bound.least, s, team);
+      if (wanted.rank > 0) {
+        bound.least = last_of_head<false>(part, wanted.rank, 0.0, 0, s, team);
+      }
+      if (by_mass) {
+        bound.least = last_of_head<true>(part, 0, wanted.share, bound.least, s, team);
+      }
     }
   }
   return draw_from_row(part, filters, bound.least, weighed, s, team);
@@ -111,31 +116,31 @@ __device__ __forceinline__ void sample_part(const ops::SampleParams& p, int inde
 
   const Filters filters{r.top_p, r.min_p, ops::sample_uniform(r.seed, r.stream, r.position)};
   int token = -1;
+  Listed list;
   if (draws && !from_list) {
-    token = draw_from_head(r, filters, by_rank, by_mass, part, scan.slices, s, team);
+    const Wanted wanted{by_rank ? r.top_k : 0, r.top_p, max(top_count, 0), reports};
+    token = draw_from_head(filters, wanted, part, scan.slices, list, s, team);
   } else if (!draws && team.rank == 0) {
     token = forced ? r.forced_token : id_of(scan.best_key);
   }
-  int listed = 0;
-  double log_sum = 0.0;
-  if (from_list || reports) {
+  if (list.count < 0 && (from_list || reports)) {
     const int wanted = max(from_list ? r.top_k : 0, top_count);
-    listed = reports ? list_top<true>(part, scan.groups, wanted, log_sum, s, team)
-                     : list_top<false>(part, scan.groups, wanted, log_sum, s, team);
+    list = reports ? list_top<true>(part, scan.groups, wanted, s, team)
+                   : list_top<false>(part, scan.groups, wanted, s, team);
   }
-  if (from_list && team.rank == 0) token = draw_from_list(r, filters, part, listed, s);
+  if (from_list && team.rank == 0) token = draw_from_list(r, filters, part, list.count, s);
   if (token >= 0 && threadIdx.x == 0) {
     p.tokens[index] = token;
     if (wants_logprob) {
       // Another block of the team may have changed it.
       const float logit = __ldcg(logits + token);
-      p.logprobs[index] = static_cast<float>(double{logit} - part.max - log_sum);
+      p.logprobs[index] = static_cast<float>(double{logit} - part.max - list.log_sum);
     }
   }
   if (team.rank > 0) return;
   for (int i = threadIdx.x; i < top_count; i += kRowThreads) {
-    if (i < listed) {
-      const double logprob = double{logit_of(s.keys[i])} - part.max - log_sum;
+    if (i < list.count) {
+      const double logprob = double{logit_of(s.keys[i])} - part.max - list.log_sum;
       top[i] = {id_of(s.keys[i]), static_cast<float>(logprob)};
     } else {
       top[i] = {-1, -INFINITY};

@@ -35,25 +35,43 @@ __device__ __forceinline__ float block_reduce(float x, RowShared& s, Op&& op) {
 
 __device__ __forceinline__ float smaller(float a, float b) { return fminf(a, b); }
 
-/// Slices from the largest to the smallest of a few tokens all over the row.
+/// Slices below the best two hundred tokens or so, as far as some thousand tokens all over the row
+/// tell: the heaviest tokens are too uneven to be taken together.
 template <bool kCluster>
 __device__ __forceinline__ Slices sample_slices(const Part<false>& source, RowShared& s,
                                                 const Team<kCluster>& team) {
   constexpr int kVectors = 2;  // of each thread
+  constexpr int kTop = 4;      // best of how many of a warp's tokens are above
+  const int warp = static_cast<int>(threadIdx.x / 32);
+  const int lane = static_cast<int>(threadIdx.x % 32);
   const int apart = 4 * max(source.count / (4 * kVectors * kRowThreads), 1);
-  float most = -INFINITY;
+  float best = -INFINITY;  // of the warp's tokens, which lie all over the part
   float least = FLT_MAX;
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
-    const float4 v =
-        source.four(apart * static_cast<int>(threadIdx.x + j * kRowThreads), source.count);
+    const float4 v = source.four(apart * (j * kRowThreads + lane * kRowWarps + warp), source.count);
     for (const float x : {v.x, v.y, v.z, v.w}) {
-      most = fmaxf(most, x);
+      best = fmaxf(best, x);
       least = fminf(least, finite_or_max(x));
     }
   }
-  most = block_reduce(most, s, [](float a, float b) { return fmaxf(a, b); });
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) best = fmaxf(best, __shfl_xor_sync(0xffffffffU, best, d));
   least = block_reduce(least, s, smaller);
+  __syncthreads();
+  if (lane == 0) s.warp_f32[warp] = best;
+  __syncthreads();
+  best = s.warp_f32[lane % kRowWarps];
+  int above = 0;
+  for (int w = 0; w < kRowWarps; ++w) {
+    const float other = s.warp_f32[w];
+    above += other > best || (other == best && w < lane % kRowWarps) ? 1 : 0;
+  }
+  // Where most of the row is barred, one of fewer.
+  const uint32_t ends = __ballot_sync(0xffffffffU, above < kTop && best > -INFINITY);
+  const uint32_t end = __ballot_sync(0xffffffffU, above == kTop - 1) & ends;
+  const int chosen = __ffs(static_cast<int>(end != 0 ? end : ends)) - 1;
+  float most = __shfl_sync(0xffffffffU, best, max(chosen, 0));
   team.wait_for_all();
   team.share(s.part_sample, make_float2(most, least));
   team.sync();
@@ -76,11 +94,8 @@ __device__ __forceinline__ void count_four(const Part<false>& source, const Slic
     count_shared_if(slices.has(place[j]), &s.bins[slices.slice(place[j])]);
   }
   if (fminf(fminf(place[0], place[1]), fminf(place[2], place[3])) < 1.0F) {
-    for (int j = 0; j < 4; ++j) {
-      if (!(place[j] < 1.0F)) continue;
-      const int slot = atomicAdd(&s.counter, 1);
-      if (slot < kCandidates) s.keys[slot] = source.key(x[j], i + j);
-    }
+    append_keys(source, x, i, {place[0] < 1.0F, place[1] < 1.0F, place[2] < 1.0F, place[3] < 1.0F},
+                s);
   }
 }
 

@@ -1,7 +1,7 @@
 // Slices of equal width in the logit, in which tokens are counted.
 #pragma once
 
-#include "sampling/row.cuh"
+#include "sampling/shared.cuh"
 
 namespace treadle::cuda {
 
