@@ -93,7 +93,7 @@ template <bool kShared, class F>
 __device__ __forceinline__ void for_each_four(const Part<kShared>& part, Range range, Order order,
                                               F&& f) {
   // Global memory is far away: all loads of a round are under way before the first is looked at.
-  constexpr int kAtOnce = kShared ? 2 : 5;
+  constexpr int kAtOnce = kShared ? 2 : 4;
   constexpr int kStep = 4 * 32 * kAtOnce;
   const int rounds = (range.end - range.begin + kStep - 1) / kStep;
   const int lane = static_cast<int>(threadIdx.x % 32);

@@ -43,7 +43,8 @@ __device__ __forceinline__ int gather_keys(const Part<kCluster>& part, RowShared
   __syncthreads();
   for_each_four(part, Order::kBackward, [&](const float4& four, int i) {
     const float v[4] = {four.x, four.y, four.z, four.w};
-    const bool maybe[4] = {visit(v[0]), visit(v[1]), visit(v[2]), visit(v[3])};
+    bool maybe[4];
+    visit(v, maybe);
     if (!((maybe[0] | maybe[1]) | (maybe[2] | maybe[3]))) return;
     append_keys(part, v, i,
                 {maybe[0] && wants(v[0], i), maybe[1] && wants(v[1], i + 1),
@@ -141,17 +142,22 @@ __device__ __forceinline__ Listed list_top(const Part<kCluster>& part, const Gro
   }
   Listed list;
   uint64_t sum = 0;
-  const auto visit = [&](float v) {
-    if constexpr (kWeighs) sum += plain_units(v, part.max);
-    return slices.place(v) < limit;
+  const auto visit = [&](const float(&v)[4], bool(&maybe)[4]) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      maybe[j] = slices.place(v[j]) < limit;
+      if constexpr (kWeighs) sum += plain_units(v[j], part.max);
+    }
   };
   list.count = gather_keys(part, s, team, visit, [](float, int) { return true; });
   if constexpr (kWeighs) list.log_sum = log_of_units(team_sums({sum, 0, 0}, s, team).first);
   if (list.count < 0) {
     const uint64_t least = last_of_head<false>(part, rank, 0.0, 0, s, team);
-    list.count = gather_keys(
-        part, s, team, [](float v) { return v > -INFINITY; },
-        [&](float v, int i) { return part.reaches(v, i, least); });
+    const auto any = [](const float(&v)[4], bool(&maybe)[4]) {
+      for (int j = 0; j < 4; ++j) maybe[j] = v[j] > -INFINITY;
+    };
+    list.count =
+        gather_keys(part, s, team, any, [&](float v, int i) { return part.reaches(v, i, least); });
   }
   return list;
 }

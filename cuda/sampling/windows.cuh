@@ -87,7 +87,7 @@ __device__ __forceinline__ void find_windows(const Part<kCluster>& part, const S
       w.begin = Slices::begin_of(low);
       w.end = fminf(Slices::begin_of(high + 1), slices.end);
       w.rank_begin = apart ? Slices::begin_of(last) : ranked ? w.end : slices.end;
-      w.rank_end = apart ? fminf(Slices::begin_of(last + 1), slices.end) : w.rank_begin;
+      w.rank_end = apart ? fminf(Slices::begin_of(last + 1), slices.end) : w.end;
       w.end_key = w.first_key + static_cast<int>(counts[high] - before(counts, low));
       w.rank_key = !ranked ? -1
                    : apart ? w.end_key + static_cast<int>(rank - before(counts, last)) - 1
@@ -131,13 +131,19 @@ __device__ __forceinline__ Bound bound_by_slices(const Part<kCluster>& part, con
   uint64_t all = 0;
   uint64_t plain = 0;
   const float end = fmaxf(w.end, w.rank_end);
-  const auto visit = [&](float v) {
-    const float place = slices.place(v);
-    const uint64_t units = units_of(place < w.rank_begin ? part.weight(v) : 0.0F);
-    all += units;
-    above += place < w.begin ? units : 0;
-    if (wanted.log_sum) plain += plain_units(v, part.max);
-    return (place < w.top_end) | ((place >= w.begin) & (place < end));
+  const auto visit = [&](const float(&v)[4], bool(&maybe)[4]) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float place = slices.place(v[j]);
+      const uint64_t units = units_of(place < w.rank_begin ? part.weight(v[j]) : 0.0F);
+      all += units;
+      above += place < w.begin ? units : 0;
+      maybe[j] = (place < w.top_end) | ((place >= w.begin) & (place < end));
+    }
+    if (!wanted.log_sum) return;
+      // Apart: a branch for each token would make one wait for the other.
+#pragma unroll
+    for (int j = 0; j < 4; ++j) plain += plain_units(v[j], part.max);
   };
   const int count = gather_keys(part, s, team, visit, [&](float v, int) {
     const float place = slices.place(v);
