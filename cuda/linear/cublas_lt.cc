@@ -71,6 +71,7 @@ CublasLt load() {
   find(library, "cublasLtMatmulPreferenceDestroy", lt.preference_destroy);
   find(library, "cublasLtMatmulPreferenceSetAttribute", lt.preference_set);
   find(library, "cublasLtMatmulAlgoGetHeuristic", lt.heuristic);
+  find(library, "cublasLtMatmulAlgoConfigGetAttribute", lt.algo_get);
   find(library, "cublasLtGetStatusString", lt.status_string);
   return lt;
 }
