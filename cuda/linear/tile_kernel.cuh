@@ -1,10 +1,10 @@
-// The kernel of tile_linear.h (sm_90a): y = x W^T for many tokens, the gated activation included.
-// (Plain products are for comparisons; the library has none.)
+// The kernel of tile_linear.h (sm_90a): a gated layer of many tokens, the activation included.
 //
-// A thread block computes 128 tokens x kRows rows of W, tile after tile; two thread blocks of a
-// cluster have the same rows and each loads half of them for both, because L2 could not feed all
-// multiprocessors otherwise. One thread keeps a ring of stages (64 columns of x and W) filled by
-// the copy engine, and two warpgroups multiply 64 tokens each.
+// A thread block computes 128 tokens x kRows rows of W (half of them gates, half their ups), tile
+// after tile. The two thread blocks of a cluster have the same rows, or the same tokens, and each
+// loads half of them for both, because L2 could not feed all multiprocessors otherwise. One thread
+// keeps a ring of stages (64 columns of x and W) filled by the copy engine, and two warpgroups
+// multiply 64 tokens each.
 #pragma once
 
 #include "common/cluster.cuh"
@@ -22,21 +22,22 @@ constexpr int kThreads = kConsumers + 128;  // a warpgroup for the loads: regist
 
 struct Args {
   void* y;      // [m][columns]
-  int columns;  // rows of W, or half of them with the gated activation
+  int columns;  // half of the rows of W
   int m;        // tokens
-  bool add;     // to y
+  int box;      // tokens of x that the copy engine brings at a time; divides kTokens / kCluster,
+                // or kTokens where the cluster shares W
   Plan plan;
 };
 
 /// Shared memory: stages of x [128][64] and W [kRows][64] in lines of 128 bytes with the copy
 /// engine's swizzle, 16 lines of results of each warp, a barrier for each stage that is full and
 /// for each that is free again (in both thread blocks).
-template <int kRows, int kStages, bool kGated>
+template <int kRows, int kStages>
 struct Layout {
   static constexpr int kXBytes = kTokens * 128;
   static constexpr int kWBytes = kRows * 128;
   static constexpr int kStageBytes = kXBytes + kWBytes;
-  static constexpr int kOutColumns = kRows / 2;           // of a line: all when gated, else a half
+  static constexpr int kOutColumns = kRows / 2;
   static constexpr int kOutBytes = kOutColumns * 2 + 16;  // an odd multiple of 16: no conflicts
   static constexpr int kOut = kStages * kStageBytes;
   static constexpr int kBarriers = kOut + kConsumerWarps * 16 * kOutBytes;
@@ -66,11 +67,11 @@ struct Place {
 };
 
 /// One thread: keeps the ring filled. Of what both thread blocks need it loads half for both.
-template <int kRows, int kStages, bool kGated, Share kShare>
+template <int kRows, int kStages, Share kShare>
 __device__ __forceinline__ void produce(const Args& a, const CUtensorMap* x_map,
                                         const CUtensorMap* w_map,
-                                        const Layout<kRows, kStages, kGated>& layout) {
-  using L = Layout<kRows, kStages, kGated>;
+                                        const Layout<kRows, kStages>& layout) {
+  using L = Layout<kRows, kStages>;
   constexpr uint16_t kBoth = 3;
   const int rank = static_cast<int>(cluster_rank());
   const int cluster = static_cast<int>(blockIdx.x) / kCluster;
@@ -82,49 +83,59 @@ __device__ __forceinline__ void produce(const Args& a, const CUtensorMap* x_map,
     if constexpr (kShare == Share::kW) {
       const uint32_t to = layout.w(stage) + rank * (L::kWBytes / 2);
       const int row = tile * kRows + rank * (kRows / 2);
-      if constexpr (kGated) {
-        tma_load_4d_multicast(to, w_map, k * kDepth, row / 16, full, kBoth, policy);
-      } else {
-        tma_load_multicast(to, w_map, k * kDepth, row, full, kBoth, policy);
-      }
+      tma_load_4d_multicast(to, w_map, k * kDepth, row / 16, full, kBoth, policy);
     } else {
       const int row = (tile * kCluster + rank) * kRows;
-      if constexpr (kGated) {
-        tma_load_4d(layout.w(stage), w_map, k * kDepth, row / 16, full, policy);
-      } else {
-        tma_load(layout.w(stage), w_map, k * kDepth, row, full, policy);
-      }
+      tma_load_4d(layout.w(stage), w_map, k * kDepth, row / 16, full, policy);
     }
   };
+  // What lies outside x is not loaded, because the copy engine is slow to fill in zeros. Stale
+  // values there spoil the sums of tokens that do not exist.
+  const auto first_token = [&](const Place& place) {
+    return (kShare == Share::kW ? place.tokens * kCluster + rank : place.tokens) * kTokens;
+  };
+  const auto boxes_of = [&](const Place& place) {
+    const int left = max(a.m - first_token(place), 0);
+    return min((left + a.box - 1) / a.box, kTokens / a.box);
+  };
+  const int box_bytes = a.box * 128;
   const uint64_t x_policy = evict_normal_policy();
-  const auto load_x = [&](int stage, int tile, int k) {
+  const auto load_x = [&](int stage, int token, int boxes, int k) {
     const uint32_t full = layout.full(stage);
+    const uint32_t to = layout.x(stage);
     if constexpr (kShare == Share::kW) {
-      tma_load(layout.x(stage), x_map, k * kDepth, (tile * kCluster + rank) * kTokens, full);
+      for (int i = 0; i < boxes; ++i) {
+        tma_load(to + i * box_bytes, x_map, k * kDepth, token + i * a.box, full);
+      }
     } else {
-      tma_load_multicast(layout.x(stage) + rank * (L::kXBytes / 2), x_map, k * kDepth,
-                         tile * kTokens + rank * (kTokens / 2), full, kBoth, x_policy);
+      for (int i = rank; i < boxes; i += kCluster) {
+        tma_load_multicast(to + i * box_bytes, x_map, k * kDepth, token + i * a.box, full, kBoth,
+                           x_policy);
+      }
     }
   };
   // W is constant and x is not: the ring is filled with W while the kernels ahead are running.
   const int early = min(kStages, a.plan.k_blocks);
-  const int first = Place(a.plan, cluster).rows;
+  const Place first(a.plan, cluster);
+  const int early_bytes = L::kWBytes + boxes_of(first) * box_bytes;
   for (int k = 0; k < early; ++k) {
-    mbarrier_expect(layout.full(k), L::kStageBytes);
-    load_w(k, first, k);
+    mbarrier_expect(layout.full(k), early_bytes);
+    load_w(k, first.rows, k);
   }
   grid_dependency_wait();
   Ring<kStages> ring;
   int step = 0;
   for (int i = cluster; i < a.plan.tiles; i += clusters) {
     const Place place(a.plan, i);
+    const int token = first_token(place);
+    const int boxes = boxes_of(place);
     for (int k = 0; k < a.plan.k_blocks; ++k, ++step, ring.next()) {
       if (step >= early) {
         if (step >= kStages) mbarrier_wait(layout.free(ring.stage), ring.parity ^ 1);
-        mbarrier_expect(layout.full(ring.stage), L::kStageBytes);
+        mbarrier_expect(layout.full(ring.stage), L::kWBytes + boxes * box_bytes);
         load_w(ring.stage, place.rows, k);
       }
-      load_x(ring.stage, place.tokens, k);
+      load_x(ring.stage, token, boxes, k);
     }
   }
 }
@@ -138,13 +149,12 @@ __device__ __forceinline__ float high_of(uint32_t pair) {
   return to_float(__builtin_bit_cast(T, static_cast<uint16_t>(pair >> 16)));
 }
 
-/// Writes 16 tokens of a warp's sums, kOutColumns columns of them from column `first` on.
-/// `sums` are a thread's pairs of columns, of token lane / 4 and of lane / 4 + 8, of act.
-template <class T, int kRows, int kStages, bool kGated>
+/// Gates the sums of a warp's 16 tokens and writes kRows / 2 columns of y from `column` on. `sums`
+/// are a thread's pairs of neighbouring rows of W, of token lane / 4 and of lane / 4 + 8, of act.
+template <class T, int kRows, int kStages>
 __device__ __forceinline__ void store(const Args& a, const uint32_t (&sums)[kRows / 4],
-                                      const Layout<kRows, kStages, kGated>& layout, int token,
-                                      int column, int half) {
-  using L = Layout<kRows, kStages, kGated>;
+                                      const Layout<kRows, kStages>& layout, int token, int column) {
+  using L = Layout<kRows, kStages>;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const uint32_t out = layout.base + L::kOut + warp * (16 * L::kOutBytes);
@@ -155,19 +165,12 @@ __device__ __forceinline__ void store(const Args& a, const uint32_t (&sums)[kRow
     uint32_t r[4];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      if constexpr (kGated) {
-        // Gate and up are rounded on the way, as the two kernels of few tokens do it.
-        const uint32_t* gate = sums + (2 * i + j) * 4;
-        const uint32_t* up = gate + 2;
+      const uint32_t* gate = sums + (2 * i + j) * 4;
+      const uint32_t* up = gate + 2;
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          r[2 * j + e] = pack2<T>(silu(low_of<T>(gate[e])) * low_of<T>(up[e]),
-                                  silu(high_of<T>(gate[e])) * high_of<T>(up[e]));
-        }
-      } else {
-        const uint32_t* from = sums + half * (kRows / 8) + (2 * i + j) * 2;
-        r[2 * j] = from[0];
-        r[2 * j + 1] = from[1];
+      for (int e = 0; e < 2; ++e) {
+        r[2 * j + e] = pack2<T>(silu(low_of<T>(gate[e])) * low_of<T>(up[e]),
+                                silu(high_of<T>(gate[e])) * high_of<T>(up[e]));
       }
     }
     stmatrix_x4(to + i * 32, r);
@@ -184,25 +187,14 @@ __device__ __forceinline__ void store(const Args& a, const uint32_t (&sums)[kRow
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "r"(out + line * L::kOutBytes + at * 16));
-    uint4* y = reinterpret_cast<uint4*>(static_cast<T*>(a.y) + size_t(token + line) * a.columns +
-                                        column + at * 8);
-    if (a.add) {
-      const Vec8<T> old = __builtin_bit_cast(Vec8<T>, *y);
-      Vec8<T> sum = __builtin_bit_cast(Vec8<T>, v);
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        sum.v[e] = from_float<T>(to_float(sum.v[e]) + to_float(old.v[e]));
-      }
-      v = __builtin_bit_cast(uint4, sum);
-    }
-    *y = v;
+    *reinterpret_cast<uint4*>(static_cast<T*>(a.y) + size_t(token + line) * a.columns + column +
+                              at * 8) = v;
   }
   __syncwarp();
 }
 
-template <class T, int kRows, int kStages, bool kGated, Share kShare>
-__device__ __forceinline__ void consume(const Args& a,
-                                        const Layout<kRows, kStages, kGated>& layout) {
+template <class T, int kRows, int kStages, Share kShare>
+__device__ __forceinline__ void consume(const Args& a, const Layout<kRows, kStages>& layout) {
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int rank = static_cast<int>(cluster_rank());
@@ -215,6 +207,17 @@ __device__ __forceinline__ void consume(const Args& a,
   Ring<kStages> ring;
   float acc[kRows / 2];
   for (int i = cluster; i < a.plan.tiles; i += clusters) {
+    const Place place(a.plan, i);
+    const bool own_tokens = kShare == Share::kW;
+    const int token_tile = own_tokens ? place.tokens * kCluster + rank : place.tokens;
+    const int w_tile = own_tokens ? place.rows : place.rows * kCluster + rank;
+    if (token_tile * kTokens + warp / 4 * 64 >= a.m) {  // a warpgroup without tokens
+      for (int k = 0; k < a.plan.k_blocks; ++k, ring.next()) {
+        mbarrier_wait(layout.full(ring.stage), ring.parity);
+        release(ring.stage);
+      }
+      continue;
+    }
     int before = 0;
     for (int k = 0; k < a.plan.k_blocks; ++k) {
       mbarrier_wait(layout.full(ring.stage), ring.parity);
@@ -235,31 +238,22 @@ __device__ __forceinline__ void consume(const Args& a,
     wgmma_wait<0>();
     wgmma_hold(acc);
     release(before);
+    // Gate and up are rounded on the way, as the two kernels of few tokens do it.
     uint32_t sums[kRows / 4];
 #pragma unroll
     for (int j = 0; j < kRows / 4; ++j) {
       sums[j] = pack2<T>(acc[2 * j], acc[2 * j + 1]);
       asm volatile("" : "+r"(sums[j])::"memory");  // or the compiler keeps acc instead
     }
-    const Place place(a.plan, i);
-    const bool own_tokens = kShare == Share::kW;
-    const int token_tile = own_tokens ? place.tokens * kCluster + rank : place.tokens;
-    const int w_tile = own_tokens ? place.rows : place.rows * kCluster + rank;
-    const int token = token_tile * kTokens + warp * 16;
-    if constexpr (kGated) {
-      store<T, kRows, kStages, true>(a, sums, layout, token, w_tile * (kRows / 2), 0);
-    } else {
-      store<T, kRows, kStages, false>(a, sums, layout, token, w_tile * kRows, 0);
-      store<T, kRows, kStages, false>(a, sums, layout, token, w_tile * kRows + kRows / 2, 1);
-    }
+    store<T>(a, sums, layout, token_tile * kTokens + warp * 16, w_tile * (kRows / 2));
   }
 }
 
-template <class T, int kRows, int kStages, bool kGated, Share kShare>
+template <class T, int kRows, int kStages, Share kShare>
 __global__ void __launch_bounds__(kThreads, 1)
     tile_linear_kernel(const Args a, const __grid_constant__ CUtensorMap x_map,
                        const __grid_constant__ CUtensorMap w_map) {
-  using L = Layout<kRows, kStages, kGated>;
+  using L = Layout<kRows, kStages>;
   extern __shared__ __align__(1024) uint8_t shared[];
   const L layout{shared_address(shared)};
   grid_dependency_launch();
@@ -276,11 +270,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x >= kConsumers) {
     registers_decrease<40>();
     if (threadIdx.x == kConsumers) {
-      produce<kRows, kStages, kGated, kShare>(a, &x_map, &w_map, layout);
+      produce<kRows, kStages, kShare>(a, &x_map, &w_map, layout);
     }
   } else {
     registers_increase<232>();
-    consume<T, kRows, kStages, kGated, kShare>(a, layout);
+    consume<T, kRows, kStages, kShare>(a, layout);
   }
   cluster_sync();  // until then a thread block's partner arrives at its barriers
 }

@@ -7,8 +7,11 @@
 namespace treadle::cuda {
 namespace {
 
-// Below, the streaming product and cuBLASLt are as fast.
-constexpr int32_t kTileMinTokens = 192;
+// Where it was measured to be faster than the streaming product, whose box of x has zeros in every
+// step from 65 tokens to nearly 128, and than cuBLASLt.
+constexpr int32_t kStreamedTokens = 64;
+constexpr int32_t kMostInsteadOfStream = 112;
+constexpr int32_t kCublasTokens = 192;
 
 constexpr int kBand = 8;  // token tiles that take turns: 2048 tokens, whose x stays in L2
 
@@ -52,7 +55,14 @@ bool supports_tile_linear(const ops::LinearParams& p) {
 }
 
 bool prefers_tile_linear(const ops::LinearParams& p) {
-  if (p.num_tokens <= kTileMinTokens || !supports_tile_linear(p)) return false;
+  if (p.num_tokens <= kStreamedTokens || !supports_tile_linear(p)) return false;
+  if (p.num_tokens <= kMostInsteadOfStream) {  // bound by reading W, so all must read it
+    const tile::Plan plan = best_plan(p);
+    const int64_t elements = p.weight->in_features * p.weight->out_features;
+    return elements >= int64_t{64} << 20 && plan.tiles <= clusters() &&
+           10 * plan.tiles >= 9 * clusters();
+  }
+  if (p.num_tokens <= kCublasTokens) return false;
   const double done =
       static_cast<double>(cost(best_plan(p))) * tile::kCluster * clusters() * tile::kTokens;
   const double wanted = static_cast<double>(p.weight->out_features) * p.num_tokens;

@@ -24,7 +24,7 @@ void test_invariance(Report& report, const Product& product) {
   const Shape s{2048, 1024, true};
   const Layer<__half> layer(s, false);
   const auto all = check_product<__half, __half>(report, product, layer, s, {}, 700);
-  for (const int m : {1, 129, 256, 300}) {
+  for (const int m : {1, 96, 129, 256, 300}) {
     const auto some = check_product<__half, __half>(report, product, layer, s, {}, m);
     report.check(std::memcmp(all.data(), some.data(), some.size() * 2) == 0,
                  "the results of " + std::to_string(m) + " tokens differ from theirs among 700");
@@ -74,7 +74,7 @@ int main(int argc, char** /*argv*/) {
   const test::Product product{gpu::supports_tile_linear,
                               [](const auto& p, auto act) { gpu::tile_linear(p, act, nullptr); }};
   const std::vector<int> few = {1, 130};
-  const std::vector<int> many = {1, 63, 64, 127, 128, 129, 200, 256, 257, 511, 600};
+  const std::vector<int> many = {1, 32, 63, 64, 96, 127, 128, 129, 200, 256, 257, 384, 511, 600};
   // K of less than the ring, tails of K, tiles that end within a row group, more tiles than the GPU
   // has multiprocessors.
   const test::Shape shapes[] = {{144, 72, true},  {16, 40, true},    {1008, 520, true},
