@@ -159,6 +159,7 @@ struct Wgmma<T, 128> {
 template <class T>
 struct Wgmma<T, 192> {
   TREADLE_WGMMA_SS(192, 96, 96, 97, 98)
+  TREADLE_WGMMA_RS(192, 96, 96, 97, 98, 99, 100, 101)
 };
 
 template <class T>

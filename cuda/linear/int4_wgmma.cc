@@ -47,12 +47,13 @@ struct LargeTile {
   int rows, tokens;
   double step;
 };
-constexpr LargeTile kLargeTiles[] = {
-    {128, 256, 2190}, {256, 128, 2300}, {192, 128, 1880}, {128, 128, 1510}};
+constexpr LargeTile kLargeTiles[] = {{128, 256, 2190}, {192, 192, 2600}, {256, 128, 2300},
+                                     {128, 192, 1750}, {192, 128, 1880}, {128, 128, 1510}};
 constexpr double kTileCycles = 8000;  // of a tile besides: start, epilogue
-// Of a sum that thread blocks exchange, by way of L2 or within a cluster.
+// Of a sum that thread blocks exchange: in L2, within a cluster, or within two and between them.
 constexpr double kExchangeCycles = 0.55;
 constexpr double kPairCycles = 0.11;
+constexpr double kPairsCycles = 0.26;
 
 Plan plan_many(const ops::LinearWeight& w, int tokens) {
   const int sms = device_info().sms;
@@ -80,12 +81,13 @@ Plan plan_many(const ops::LinearWeight& w, int tokens) {
     double cost = ceil_div(plan.whole, sms) * cycles(1);
     if (plan.split > 1) cost += cycles(plan.split) + kExchangeCycles * sums;
     propose(plan, cost);
-    if (2 * plan.tiles <= sms && most_split(plan) >= 2 && tile.rows < 256) {
+    for (const int split : {2, 4}) {
+      if (split * plan.tiles > sms || split > most_split(plan) || tile.rows == 256) continue;
       plan.whole = 0;
-      plan.split = 2;
+      plan.split = split;
       plan.pair = true;
-      plan.blocks = 2 * plan.tiles;
-      propose(plan, cycles(2) + kPairCycles * sums);
+      plan.blocks = split * plan.tiles;
+      propose(plan, cycles(split) + (split == 2 ? kPairCycles : kPairsCycles) * sums);
     }
   }
   return best;

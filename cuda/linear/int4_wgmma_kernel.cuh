@@ -10,11 +10,9 @@
 #include "common/mbarrier.cuh"
 #include "common/ptx.cuh"
 #include "common/wgmma.cuh"
+#include "linear/int4_exchange.cuh"
 #include "linear/int4_fragments.cuh"
-#include "linear/int4_segment.cuh"
 #include "linear/int4_wgmma_plan.h"
-#include "linear/stream_exchange.cuh"
-#include "linear/stream_store.cuh"
 
 namespace treadle::cuda::int4::wgmma {
 
@@ -31,21 +29,18 @@ struct Args {
   int step_groups;  // groups that a step of W loads: 1, 2 or 4
 };
 
-/// Sizes of a kernel: kGroups warpgroups, each with kBlocks times 64 rows of a tile. With kPair the
-/// two thread blocks that share a tile are a cluster and exchange their sums by way of shared
-/// memory.
-template <int kGroups_, int kBlocks_, int kTokens_, int kWStages_, int kXStages_,
-          bool kPair_ = false>
+/// Sizes of a kernel: kGroups warpgroups, each with 64 rows of a tile. With kPair two thread blocks
+/// that share a tile are a cluster (int4_exchange.cuh).
+template <int kGroups_, int kTokens_, int kWStages_, int kXStages_, bool kPair_ = false>
 struct Sizes {
   static constexpr bool kPair = kPair_;
   static constexpr int kGroups = kGroups_;
-  static constexpr int kBlocks = kBlocks_;
   static constexpr int kTokens = kTokens_;
   static constexpr int kWStages = kWStages_;
   static constexpr int kXStages = kXStages_;
   static constexpr int kConsumers = 128 * kGroups;
   static constexpr int kThreads = kConsumers + kProducers;
-  static constexpr int kTiles = 4 * kGroups * kBlocks;        // of 16 rows
+  static constexpr int kTiles = 4 * kGroups;                  // of 16 rows
   static_assert(kTiles * 16 * kTokens <= stream::kMostSums);  // or an exchange leaves its room
   // All of what the thread block starts with: 384 x 168, 512 x 128 or 640 x 96 registers.
   static constexpr int kRegisters = kGroups == 2 ? 232 : kGroups == 3 ? 152 : 112;
@@ -69,7 +64,7 @@ struct Layout {
   static constexpr int kW = kXStages * kXBytes;
   static constexpr int kBarriers = kW + kWStages * kWBytes;
   static constexpr int kBytes = kBarriers + 2 * (kWStages + kXStages) * 8;
-  static_assert(!S::kPair || 64 * S::kGroups * S::kBlocks * S::kTokens * 2 <= kBarriers);
+  static_assert(!S::kPair || 64 * S::kGroups * S::kTokens * 2 <= kBarriers);
 
   uint32_t base;
   __device__ __forceinline__ uint32_t x(int stage) const { return base + stage * kXBytes; }
@@ -140,19 +135,6 @@ __device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
   return v;
 }
 
-/// The address of the same place in thread block `rank` of the cluster.
-__device__ __forceinline__ uint32_t mapped_address(uint32_t address, uint32_t rank) {
-  uint32_t mapped;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(mapped) : "r"(address), "r"(rank));
-  return mapped;
-}
-__device__ __forceinline__ void store_cluster(uint32_t address, float x, float y, float z,
-                                              float w) {
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "f"(x), "f"(y),
-               "f"(z), "f"(w)
-               : "memory");
-}
-
 /// What a lane needs of 16 rows and 64 columns, as stored.
 struct Packed64 {
   uint4 q;
@@ -161,35 +143,29 @@ struct Packed64 {
 
 template <class T, class Out, bool kGated, class S>
 __device__ __forceinline__ void consume(const Args& a, const Layout<S>& layout) {
-  constexpr int kBlocks = S::kBlocks;
   constexpr int kTokens = S::kTokens;
-  constexpr int kBlockTiles = 4 * S::kGroups;  // of 16 rows in a block of each warpgroup
-  constexpr int kUnits = 2 * kBlocks;          // products of 64 rows and 64 columns in a step of W
+  constexpr int kHalves = 2;  // of a step of W, 64 columns each
   constexpr int kVectors = kTokens / 8;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const uint32_t q_at = warp * 1024 + lane * 16;
   const uint32_t scales_at = (warp * a.step_groups * 8 + lane / 4) * 8;
-  const uint32_t block_scales = kBlockTiles * a.step_groups * 64;
   const bool fine = a.step_groups == kMostGroups;
   const uint32_t half_scales = a.step_groups > 1 ? a.step_groups * 32 : 0;  // 64 columns further
   Ring<S::kWStages> w_ring;
   Ring<S::kXStages> x_ring;
-  float acc[kBlocks][kVectors][4];
+  float acc[kVectors][4];
+  auto& d = reinterpret_cast<float(&)[kTokens / 2]>(acc);
   // Descriptors of x differ in the address, which counts in 16 bytes.
   const uint64_t x_first = wgmma_descriptor(layout.x(0), 16, 1024);
   const uint64_t x_format = x_first & ~uint64_t{0xffffffffU};
   const auto x_lines = static_cast<uint32_t>(x_first);
   uint32_t fragments[4][4];  // of 16 columns each; two are ahead of the products
 
-  const auto fetch = [&](int unit) {
-    const int half = unit / kBlocks;
-    const int block = unit % kBlocks;
+  const auto fetch = [&](int half) {
     Packed64 packed;
-    packed.q =
-        load_shared_16(layout.q(w_ring.stage) + q_at + block * (kBlockTiles * 1024) + half * 512);
-    const uint32_t scales =
-        layout.scales(w_ring.stage) + scales_at + block * block_scales + half * half_scales;
+    packed.q = load_shared_16(layout.q(w_ring.stage) + q_at + half * 512);
+    const uint32_t scales = layout.scales(w_ring.stage) + scales_at + half * half_scales;
     packed.scales[0] = load_shared_8(scales);
     packed.scales[1] = fine ? load_shared_8(scales + 64) : packed.scales[0];
     return packed;
@@ -200,12 +176,7 @@ __device__ __forceinline__ void consume(const Args& a, const Layout<S>& layout) 
   };
   for (Segment s(a.plan); s.valid(a.plan); s.next(a.plan)) {
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-      for (int i = 0; i < kVectors; ++i) {
-        acc[block][i][0] = acc[block][i][1] = acc[block][i][2] = acc[block][i][3] = 0.0F;
-      }
-    }
+    for (float& sum : d) sum = 0.0F;
     mbarrier_wait(layout.w_full(w_ring.stage), w_ring.parity);
     Packed64 packed = fetch(0);
     GroupScales<T> scales(packed.scales[0]);
@@ -214,17 +185,15 @@ __device__ __forceinline__ void consume(const Args& a, const Layout<S>& layout) 
     int x_before = -1;  // the stage of x whose products may still be under way
     for (int k = s.k_begin; k < s.k_end; ++k) {
 #pragma unroll
-      for (int unit = 0; unit < kUnits; ++unit) {
-        const int block = unit % kBlocks;
-        const bool last = unit == kUnits - 1 && k + 1 == s.k_end;
-        if (block == 0) mbarrier_wait(layout.x_full(x_ring.stage), x_ring.parity);
+      for (int half = 0; half < kHalves; ++half) {
+        const bool last = half == kHalves - 1 && k + 1 == s.k_end;
+        mbarrier_wait(layout.x_full(x_ring.stage), x_ring.parity);
         const uint32_t x = x_lines + x_ring.stage * (Layout<S>::kXBytes / 16);
         // A product with A in registers keeps its warps from the next one until it has begun, so
         // the fragments are made between products, one for each.
         const auto multiply = [&](int i) {
           wgmma_fence();
-          Wgmma<T, kTokens>::template rs<0>(reinterpret_cast<float(&)[kTokens / 2]>(acc[block]),
-                                            fragments[i], x_format | (x + i * 2));
+          Wgmma<T, kTokens>::template rs<0>(d, fragments[i], x_format | (x + i * 2));
           wgmma_commit();
         };
         multiply(0);
@@ -233,17 +202,15 @@ __device__ __forceinline__ void consume(const Args& a, const Layout<S>& layout) 
         scales.dequantise(packed.q.z, fragments[2]);
         multiply(1);
         const uint32_t q = packed.q.w;
-        if (unit == kUnits - 1) {
+        if (half == kHalves - 1) {
           arrive(layout.w_done(w_ring.stage));
           w_ring.next();
           if (!last) mbarrier_wait(layout.w_full(w_ring.stage), w_ring.parity);
         }
-        if (!last) packed = fetch((unit + 1) % kUnits);
+        if (!last) packed = fetch((half + 1) % kHalves);
         wgmma_wait<2>();
-        if (block == 0) {
-          if (x_before >= 0) arrive(layout.x_done(x_before));
-          x_before = x_ring.stage;
-        }
+        if (x_before >= 0) arrive(layout.x_done(x_before));
+        x_before = x_ring.stage;
         scales.dequantise(q, fragments[3]);
         multiply(2);
         wgmma_wait<2>();
@@ -254,14 +221,11 @@ __device__ __forceinline__ void consume(const Args& a, const Layout<S>& layout) 
         multiply(3);
         wgmma_wait<2>();
         if (!last) scales.dequantise(packed.q.y, fragments[1]);
-        if (block == kBlocks - 1) x_ring.next();
+        x_ring.next();
       }
     }
     wgmma_wait<0>();
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      wgmma_hold(reinterpret_cast<float(&)[kTokens / 2]>(acc[block]));
-    }
+    wgmma_hold(d);
     arrive(layout.x_done(x_before));
 
     const int row = (s.tile / a.plan.token_tiles * S::kTiles + warp) * 16;
@@ -269,58 +233,8 @@ __device__ __forceinline__ void consume(const Args& a, const Layout<S>& layout) 
     const int first = token_tile * kVectors;
     stream::Output out = a.out;
     out.m = min(out.m, (token_tile + 1) * kTokens);
-    if (s.part < 0) {
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        stream::store_chunks<T, Out, kGated>(out, acc[block], row + block * kBlockTiles * 16, first,
-                                             1);
-      }
-    } else if constexpr (S::kPair) {
-      const bool second = s.part == 1;
-      cluster_sync();  // both are done with their rings, where the sums go
-      const uint32_t there = mapped_address(layout.base + threadIdx.x * 16, second ? 0 : 1);
-      const uint32_t here = layout.base + threadIdx.x * 16;
-#pragma unroll
-      for (int i = 0; i < kBlocks * kVectors / 2; ++i) {
-        const float(&even)[4] = acc[2 * i / kVectors][2 * i % kVectors];
-        const float(&odd)[4] = acc[2 * i / kVectors][2 * i % kVectors + 1];
-        store_cluster(there + i * (S::kConsumers * 16), second ? even[0] : odd[0],
-                      second ? even[1] : odd[1], second ? even[2] : odd[2],
-                      second ? even[3] : odd[3]);
-      }
-      cluster_sync();
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        float sums[kVectors / 2][4];
-#pragma unroll
-        for (int i = 0; i < kVectors / 2; ++i) {
-          const uint4 other =
-              load_shared_16(here + (block * kVectors / 2 + i) * (S::kConsumers * 16));
-          const uint32_t bits[4] = {other.x, other.y, other.z, other.w};
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            sums[i][j] = (second ? acc[block][2 * i + 1][j] : acc[block][2 * i][j]) +
-                         __uint_as_float(bits[j]);
-          }
-        }
-        stream::store_chunks<T, Out, kGated>(out, sums, row + block * kBlockTiles * 16,
-                                             first + s.part, 2);
-      }
-    } else {
-      const stream::Exchange<kBlocks, kVectors, kVectors / 2, S::kConsumers> exchange(
-          a.parts, s.tile - a.plan.whole, s.part, a.plan.split);
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) exchange.leave_sums(acc[block], block);
-      exchange.meet();
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        float sums[kVectors / 2][4];
-        exchange.add_up(sums, block);
-        stream::store_chunks<T, Out, kGated>(out, sums, row + block * kBlockTiles * 16,
-                                             first + s.part, a.plan.split);
-      }
-      exchange.part();
-    }
+    store_sums<T, Out, kGated, S::kPair, S::kConsumers>(out, a.parts, a.plan, s, acc, row, first,
+                                                        layout.base);
   }
 }
 
@@ -355,7 +269,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       grid_dependency_wait();
       produce_x<S>(a, &x_map, layout);
     }
-    if constexpr (S::kPair) {  // with the consumers, see above
+    if constexpr (S::kPair) {  // see store_sums()
       cluster_sync();
       cluster_sync();
     }

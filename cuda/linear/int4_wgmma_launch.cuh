@@ -70,24 +70,28 @@ void dispatch(const ops::LinearParams& p, const Plan& plan, const stream::Parts&
               cudaStream_t stream) {
   const auto with = [&](auto sizes) { with_output<T, decltype(sizes)>(p, plan, parts, stream); };
   if (plan.pair) {
-    if (plan.rows == 192) return with(Sizes<3, 1, 128, 6, 8, true>{});
-    if (plan.tokens == 128) return with(Sizes<2, 1, 128, 9, 8, true>{});
-    return with(Sizes<2, 1, 256, 5, 5, true>{});
+    if (plan.rows == 192 && plan.tokens == 128) return with(Sizes<3, 128, 6, 8, true>{});
+    if (plan.rows == 192) return with(Sizes<3, 192, 4, 6, true>{});
+    if (plan.tokens == 128) return with(Sizes<2, 128, 9, 8, true>{});
+    if (plan.tokens == 192) return with(Sizes<2, 192, 5, 7, true>{});
+    return with(Sizes<2, 256, 5, 5, true>{});
   }
   if (plan.rows == 256) {
-    if (plan.tokens == 32) return with(Sizes<4, 1, 32, 8, 14>{});
-    if (plan.tokens == 64) return with(Sizes<4, 1, 64, 7, 9>{});
-    return with(Sizes<4, 1, 128, 5, 7>{});
+    if (plan.tokens == 32) return with(Sizes<4, 32, 8, 14>{});
+    if (plan.tokens == 64) return with(Sizes<4, 64, 7, 9>{});
+    return with(Sizes<4, 128, 5, 7>{});
   }
   if (plan.rows == 192) {
-    if (plan.tokens == 32) return with(Sizes<3, 1, 32, 10, 16>{});
-    if (plan.tokens == 64) return with(Sizes<3, 1, 64, 9, 10>{});
-    return with(Sizes<3, 1, 128, 6, 8>{});
+    if (plan.tokens == 32) return with(Sizes<3, 32, 10, 16>{});
+    if (plan.tokens == 64) return with(Sizes<3, 64, 9, 10>{});
+    if (plan.tokens == 128) return with(Sizes<3, 128, 6, 8>{});
+    return with(Sizes<3, 192, 4, 6>{});
   }
-  if (plan.tokens == 32) return with(Sizes<2, 1, 32, 16, 16>{});
-  if (plan.tokens == 64) return with(Sizes<2, 1, 64, 14, 10>{});
-  if (plan.tokens == 128) return with(Sizes<2, 1, 128, 9, 8>{});
-  with(Sizes<2, 1, 256, 5, 5>{});
+  if (plan.tokens == 32) return with(Sizes<2, 32, 16, 16>{});
+  if (plan.tokens == 64) return with(Sizes<2, 64, 14, 10>{});
+  if (plan.tokens == 128) return with(Sizes<2, 128, 9, 8>{});
+  if (plan.tokens == 192) return with(Sizes<2, 192, 5, 7>{});
+  with(Sizes<2, 256, 5, 5>{});
 }
 
 }  // namespace treadle::cuda::int4::wgmma

@@ -18,13 +18,13 @@ constexpr int kDepth = 128;  // columns of W in a step
 
 struct Plan {
   int rows = 0;         // of a tile: 128, 192 or 256
-  int tokens = 0;       // of a tile: 32, 64, 128 or 256
+  int tokens = 0;       // of a tile: 32, 64, 128, 192 or 256
   int token_tiles = 0;  // tile t has tokens of t % token_tiles and rows of t / token_tiles
   int tiles = 0;
   int whole = 0;      // tiles [0, whole) are computed by one thread block each
   int k_blocks = 0;   // steps of a tile
   int split = 1;      // thread blocks of each tile from `whole` on
-  bool pair = false;  // split is 2, whole is 0, and the two are a cluster
+  bool pair = false;  // split is 2 or 4, whole is 0, and two of them are a cluster
   int blocks = 0;     // thread blocks; at most the GPU's multiprocessors
 };
 

@@ -21,8 +21,8 @@ struct Plan {
   int blocks = 0;    // thread blocks: tiles * split, or with split = 1 at most tiles
 };
 
-// Most sums of a thread block: tiles of 4-bit weights have up to 256 rows and 128 tokens.
-constexpr int kMostSums = 2 * kRows * 128;
+// Most sums of a thread block: tiles of 4-bit weights have up to 192 rows and 192 tokens.
+constexpr int kMostSums = 192 * 192;
 
 /// Where the thread blocks of a tile exchange their parts.
 struct Parts {

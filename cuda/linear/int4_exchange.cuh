@@ -1,0 +1,116 @@
+// What becomes of a tile's sums in the products with 4-bit weights (sm_90a): thread blocks that
+// share the tile, each with a part of K, exchange them, and each stores some of its tokens.
+#pragma once
+
+#include "common/cluster.cuh"
+#include "linear/int4_segment.cuh"
+#include "linear/stream_exchange.cuh"
+#include "linear/stream_store.cuh"
+
+namespace treadle::cuda::int4::wgmma {
+
+/// The address of the same place in thread block `rank` of the cluster.
+__device__ __forceinline__ uint32_t mapped_address(uint32_t address, uint32_t rank) {
+  uint32_t mapped;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(mapped) : "r"(address), "r"(rank));
+  return mapped;
+}
+__device__ __forceinline__ void store_cluster(uint32_t address, float4 v) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "f"(v.x),
+               "f"(v.y), "f"(v.z), "f"(v.w)
+               : "memory");
+}
+__device__ __forceinline__ float4 load_shared_floats(uint32_t address) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];\n"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+
+/// Of neighbouring groups of 8 tokens the first or the second.
+template <int kCount>
+__device__ __forceinline__ float4 choose(const float (&sums)[kCount][4], int i, bool second) {
+  const float(&a)[4] = sums[2 * i];
+  const float(&b)[4] = sums[2 * i + 1];
+  return second ? make_float4(b[0], b[1], b[2], b[3]) : make_float4(a[0], a[1], a[2], a[3]);
+}
+
+__device__ __forceinline__ void add(float4 a, float4 b, float (&sum)[4]) {
+  sum[0] = a.x + b.x;
+  sum[1] = a.y + b.y;
+  sum[2] = a.z + b.z;
+  sum[3] = a.w + b.w;
+}
+
+/// Stores the sums that a warp has of 16 rows of W from `row` on and kVectors groups of 8 tokens
+/// from group `first` of y on; or adds up those of the thread blocks that share the tile, and
+/// stores every split-th group from its own number on.
+///
+/// With kPair thread blocks 0 and 1 of a tile are a cluster, and 2 and 3 if there are four. These
+/// exchange by way of `shared`, which has room for half of the sums, and two clusters exchange in
+/// L2 what that leaves: a quarter of what four thread blocks would. All threads that do not come
+/// here call cluster_sync() twice.
+template <class T, class Out, bool kGated, bool kPair, int kConsumers, int kVectors>
+__device__ __forceinline__ void store_sums(const stream::Output& out, const stream::Parts& parts,
+                                           const Plan& plan, const Segment& s,
+                                           const float (&acc)[kVectors][4], int row, int first,
+                                           uint32_t shared) {
+  const int tile = s.tile - plan.whole;
+  if (s.part < 0) {
+    stream::store_chunks<T, Out, kGated>(out, acc, row, first, 1);
+  } else if constexpr (kPair) {
+    const bool odd = s.part % 2 == 1;
+    cluster_sync();  // both are done with shared memory
+    const uint32_t here = shared + threadIdx.x * 16;
+    const uint32_t there = mapped_address(here, odd ? 0 : 1);
+#pragma unroll
+    for (int i = 0; i < kVectors / 2; ++i) {
+      store_cluster(there + i * (kConsumers * 16), choose(acc, i, !odd));
+    }
+    cluster_sync();
+    float sums[kVectors / 2][4];  // of groups first + 2 i + odd
+#pragma unroll
+    for (int i = 0; i < kVectors / 2; ++i) {
+      add(choose(acc, i, odd), load_shared_floats(here + i * (kConsumers * 16)), sums[i]);
+    }
+    if (plan.split == 2) {
+      stream::store_chunks<T, Out, kGated>(out, sums, row, first + s.part, 2);
+      return;
+    }
+    constexpr int kOwn = kVectors / 4;
+    const bool upper = s.part >= 2;
+    const stream::Exchange<1, kOwn, kOwn, kConsumers> exchange(parts, tile, s.part, 4);
+    float own[kOwn][4];
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const float4 others = choose(sums, i, !upper);
+      own[i][0] = others.x;
+      own[i][1] = others.y;
+      own[i][2] = others.z;
+      own[i][3] = others.w;
+    }
+    exchange.leave_sums(own, 0);
+    exchange.meet();
+    const float4* left = reinterpret_cast<const float4*>(parts.sums) +
+                         (size_t(tile) * 4 + (s.part ^ 2)) * kOwn * kConsumers + threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      add(choose(sums, i, upper), __ldcg(left + i * kConsumers), own[i]);
+    }
+    stream::store_chunks<T, Out, kGated>(out, own, row, first + s.part, 4);
+    exchange.part();
+  } else {
+    const stream::Exchange<1, kVectors, kVectors / 2, kConsumers> exchange(parts, tile, s.part,
+                                                                           plan.split);
+    exchange.leave_sums(acc, 0);
+    exchange.meet();
+    float sums[kVectors / 2][4];
+    exchange.add_up(sums, 0);
+    stream::store_chunks<T, Out, kGated>(out, sums, row, first + s.part, plan.split);
+    exchange.part();
+  }
+}
+
+}  // namespace treadle::cuda::int4::wgmma
