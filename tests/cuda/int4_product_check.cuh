@@ -4,31 +4,19 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "check.h"
-#include "device_array.cuh"
 #include "linear/int4_pack.h"
-#include "ops/ops.h"
+#include "product_runs.cuh"
 
 namespace treadle::cuda::testing {
-
-using ops::DType;
 
 struct Shape {
   int n, k, group;
   bool gated;
 };
-struct Use {
-  bool bias, add, float_output;
-};
-
-template <class T>
-constexpr DType kType = std::is_same_v<T, __half> ? DType::kF16 : DType::kBF16;
-
 /// Numbers 0 to 15, zeros 0 to 16, and scales that half precision holds.
 static __global__ void fill_weight_kernel(uint8_t* q, float* scales, uint8_t* zeros, size_t bytes,
                                           size_t groups, float scale) {
@@ -142,15 +130,6 @@ class Layer {
   Array<uint8_t> packed_;
 };
 
-/// A product under test; `run` uses the default stream.
-struct Product {
-  std::function<bool(const ops::LinearParams&)> supports;
-  std::function<void(const ops::LinearParams&, DType)> run;
-  bool float_output = true;  // whether it has float32 outputs
-};
-
-constexpr size_t kGuard = 64;  // values behind the output
-
 /// One product by `Out` = T or float. Returns the output of the first run.
 template <class T, class Out>
 std::vector<Out> check_product(Report& report, const Product& product, const Layer& layer,
@@ -169,31 +148,14 @@ std::vector<Out> check_product(Report& report, const Product& product, const Lay
   Array<double> sums(size_t(m) * s.n);
   reference_kernel<<<dim3((s.n + 127) / 128, m), 128>>>(layer.matrix, x.get(), sums.get());
   Array<Out> y(outputs + kGuard);
-  std::vector<Out> got;
-  for (int run = 0; run < 2; ++run) {
-    y.poison();
-    if (use.add) {
-      check(cudaMemcpy(y.get(), before.get(), before.bytes(), cudaMemcpyDeviceToDevice), "copy");
-    }
-    const ops::LinearParams p{.x = x.get(),
-                              .weight = &layer.weight,
-                              .y = y.get(),
-                              .num_tokens = m,
-                              .silu_mul = s.gated,
-                              .add = use.add,
-                              .float_output = use.float_output};
-    report.check(product.supports(p), name + ": not supported");
-    product.run(p, act);
-    check(cudaDeviceSynchronize(), name.c_str());
-    std::vector<Out> out = y.host();
-    if (run == 0) got = out;
-    report.check(std::memcmp(got.data(), out.data(), y.bytes()) == 0, name + ": two runs differ");
-  }
-  bool guard = true;
-  for (size_t i = outputs * sizeof(Out); i < y.bytes(); ++i) {
-    guard = guard && reinterpret_cast<const unsigned char*>(got.data())[i] == 0xff;
-  }
-  report.check(guard, name + ": wrote behind the output");
+  const ops::LinearParams p{.x = x.get(),
+                            .weight = &layer.weight,
+                            .y = y.get(),
+                            .num_tokens = m,
+                            .silu_mul = s.gated,
+                            .add = use.add,
+                            .float_output = use.float_output};
+  std::vector<Out> got = run_twice(report, product, name, p, act, before, y);
 
   Array<Errors> errors(1);
   check(cudaMemset(errors.get(), 0, sizeof(Errors)), "clear");

@@ -3,8 +3,6 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -12,12 +10,9 @@
 #include "common/dispatch.h"
 #include "common/handles.h"
 #include "common/vec.cuh"
-#include "device_array.cuh"
-#include "ops/ops.h"
+#include "product_runs.cuh"
 
 namespace treadle::cuda::testing {
-
-using ops::DType;
 
 template <class T>
 __global__ void reference_kernel(const T* x, const T* w, const float* bias, double* y, int n,
@@ -36,13 +31,6 @@ struct Shape {
   int n, k;
   bool gated;
 };
-struct Use {
-  bool bias, add, float_output;
-};
-
-template <class T>
-constexpr DType kType = std::is_same_v<T, __half> ? DType::kF16 : DType::kBF16;
-
 inline float rounded(DType act, double x) {
   const uint16_t bits = half_bits(act, static_cast<float>(x));
   return float_of(act, reinterpret_cast<const char*>(&bits));
@@ -69,14 +57,6 @@ class Layer {
   Array<float> bias_;
 };
 
-/// A product under test; `run` uses the default stream.
-struct Product {
-  std::function<bool(const ops::LinearParams&)> supports;
-  std::function<void(const ops::LinearParams&, DType)> run;
-};
-
-constexpr size_t kGuard = 64;  // values behind the output
-
 /// One product by `Out` = T or float. Returns the bytes of the first run.
 template <class T, class Out>
 std::vector<Out> check_product(Report& report, const Product& product, const Layer<T>& layer,
@@ -96,31 +76,14 @@ std::vector<Out> check_product(Report& report, const Product& product, const Lay
   reference_kernel<<<dim3((s.n + 127) / 128, m), 128>>>(x.get(), layer.w(), layer.weight.bias,
                                                         sums.get(), s.n, s.k);
   Array<Out> y(outputs + kGuard);
-  std::vector<Out> got;
-  for (int run = 0; run < 2; ++run) {
-    y.poison();
-    if (use.add) {
-      check(cudaMemcpy(y.get(), before.get(), before.bytes(), cudaMemcpyDeviceToDevice), "copy");
-    }
-    const ops::LinearParams p{.x = x.get(),
-                              .weight = &layer.weight,
-                              .y = y.get(),
-                              .num_tokens = m,
-                              .silu_mul = s.gated,
-                              .add = use.add,
-                              .float_output = use.float_output};
-    report.check(product.supports(p), name + ": not supported");
-    product.run(p, act);
-    check(cudaDeviceSynchronize(), name.c_str());
-    std::vector<Out> out = y.host();
-    if (run == 0) got = out;
-    report.check(std::memcmp(got.data(), out.data(), y.bytes()) == 0, name + ": two runs differ");
-  }
-  bool guard = true;
-  for (size_t i = outputs * sizeof(Out); i < y.bytes(); ++i) {
-    guard = guard && reinterpret_cast<const unsigned char*>(got.data())[i] == 0xff;
-  }
-  report.check(guard, name + ": wrote behind the output");
+  const ops::LinearParams p{.x = x.get(),
+                            .weight = &layer.weight,
+                            .y = y.get(),
+                            .num_tokens = m,
+                            .silu_mul = s.gated,
+                            .add = use.add,
+                            .float_output = use.float_output};
+  std::vector<Out> got = run_twice(report, product, name, p, act, before, y);
 
   const std::vector<double> want_sums = sums.host();
   const std::vector<T> old = before.host();
