@@ -31,5 +31,17 @@ __device__ __forceinline__ T* in_block(T* p, int rank) {
       : "l"(reinterpret_cast<uint64_t>(p)), "r"(static_cast<uint32_t>(rank)));
   return reinterpret_cast<T*>(mapped);
 }
+/// The address of the same place in thread block `rank` of the cluster.
+__device__ __forceinline__ uint32_t mapped_address(uint32_t address, uint32_t rank) {
+  uint32_t mapped;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(mapped) : "r"(address), "r"(rank));
+  return mapped;
+}
+/// Writes to an address that mapped_address() gave.
+__device__ __forceinline__ void store_cluster(uint32_t address, float4 v) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "f"(v.x),
+               "f"(v.y), "f"(v.z), "f"(v.w)
+               : "memory");
+}
 
 }  // namespace treadle::cuda

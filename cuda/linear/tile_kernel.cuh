@@ -183,10 +183,7 @@ __device__ __forceinline__ void store(const Args& a, const uint32_t (&sums)[kRow
     const int line = i / kVectors;
     const int at = i % kVectors;
     if (token + line >= a.m || column + at * 8 >= a.columns) continue;
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(out + line * L::kOutBytes + at * 16));
+    const uint4 v = load_shared_16(out + line * L::kOutBytes + at * 16);
     *reinterpret_cast<uint4*>(static_cast<T*>(a.y) + size_t(token + line) * a.columns + column +
                               at * 8) = v;
   }
