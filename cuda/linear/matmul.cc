@@ -100,11 +100,15 @@ uint32_t tile_of(const CublasLt& lt, const cublasLtMatmulAlgo_t& algo) {
   return tile;
 }
 
-/// The first proposal; but for large heads another measured 4 to 13% faster: tiles of 144 rows of W
-/// and 128 tokens (docs/design/cuda-linear.md).
+/// Whether another proposal than the first measured 4 to 13% faster: the one with tiles of 144 rows
+/// of W and 128 tokens (docs/design/cuda-linear.md).
+bool is_large_head(const MatmulParams& p) {
+  return p.float_output && p.m > kHeadTokens && p.n * p.k >= kHeadElements;
+}
+
 const cublasLtMatmulAlgo_t& choose(const CublasLt& lt, const MatmulParams& p,
                                    const cublasLtMatmulHeuristicResult_t* found, int count) {
-  if (p.float_output && p.m > kHeadTokens && p.n * p.k >= kHeadElements) {
+  if (is_large_head(p)) {
     for (int i = 0; i < count; ++i) {
       if (tile_of(lt, found[i].algo) == kTile144x128) return found[i].algo;
     }
@@ -160,8 +164,9 @@ Matmul::Plan& Matmul::plan_for(const MatmulParams& p) {
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, uint32_t{16});
   cublasLtMatmulHeuristicResult_t found[kProposals];
   int count = 0;
-  const cublasStatus_t status = lt_.heuristic(handle_, plan->desc, plan->w, x.get(), y.get(),
-                                              y.get(), preference.get(), kProposals, found, &count);
+  const cublasStatus_t status =
+      lt_.heuristic(handle_, plan->desc, plan->w, x.get(), y.get(), y.get(), preference.get(),
+                    is_large_head(p) ? kProposals : 1, found, &count);
   const std::string shape = std::to_string(p.m) + " x " + std::to_string(p.n) + " x " +
                             std::to_string(p.k) + (with_bias ? " with bias" : "");
   check_lt(lt_, status, "choose an algorithm for a product of " + shape);
