@@ -6,7 +6,8 @@ The same workloads as gpu_workloads, each run once to warm up and once under CUP
 torch.profiler, which sees the kernels of the whole process). A case is prefill:TOKENS[xPROMPTS],
 decode:BATCH[@CONTEXT] or requests. A kernel that is launched early waits inside for the one ahead,
 so kernels' times add up to more than the GPU was busy. "added" is the part of a kernel's time after
-the one ahead has ended; those parts add up to the time the GPU was busy.
+the one ahead has ended; those parts add up to the time the GPU was busy. Of a decode case only what
+follows the last prompt is counted.
 """
 
 from __future__ import annotations
@@ -75,6 +76,12 @@ def kernels(trace: Path) -> list[dict[str, Any]]:
     return [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
 
 
+def decode_steps(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those after the last prompt's attention in the last layer; of that step only its end."""
+    prompts_end = max(e["ts"] + e["dur"] for e in events if "attention_prefill" in e["name"])
+    return [event for event in events if event["ts"] > prompts_end]
+
+
 def summarise(events: list[dict[str, Any]]) -> dict[str, Any]:
     """Milliseconds by kernel, and from the first begin to the last end."""
     times: dict[str, list[float]] = defaultdict(list)
@@ -126,7 +133,8 @@ def profile(bench: Bench, case: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
-        found = summarise(kernels(trace))
+        events = kernels(trace)
+        found = summarise(decode_steps(events) if case.startswith("decode") else events)
     return {"case": case, **meter.seen(), **found}
 
 
