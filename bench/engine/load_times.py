@@ -1,11 +1,12 @@
 """How long a model takes to load from its Hugging Face directory and from its workspace.
 
     python -m bench.engine.load_times --cache DIR [--device cpu] [--repeats 5]
+    python -m bench.engine.load_times --cache DIR --directory PATH ...
 
-writes random models of one shape to DIR (fp16, and 4-bit in each checkpoint format), converts each
-to a workspace, and loads the two in turns: warm (files in the page cache) and cold (dropped from
-it). Prints the least wall time and the least CPU time of each. The files' order and format is what
-counts, not their numbers.
+Converts each model directory to a workspace in DIR and loads the two in turns: warm (files in the
+page cache) and cold (dropped from it). Prints the least wall time and the least CPU time of each.
+Without --directory the models are random ones of one shape, written to DIR (fp16, and 4-bit in each
+checkpoint format). The files' order and format is what counts, not their numbers.
 """
 
 from __future__ import annotations
@@ -119,38 +120,53 @@ class Times:
         self.wall, self.cpu = min(self.wall, wall), min(self.cpu, cpu)
 
 
+STATES = ("warm", "cold")
+
+
+def compare(source: Path, workspace: Path, device: str, repeats: int, states: list[str]) -> None:
+    """Prints a row for each state of the files."""
+    shutil.rmtree(workspace, ignore_errors=True)
+    convert(source, workspace)
+    size = sum(file.stat().st_size for file in workspace.rglob("*.safetensors")) / 1e9
+    for state in states:
+        both = Times(), Times()
+        for directory in (source, workspace):
+            Times().load(directory, device)  # a first one that does not count
+        for _ in range(repeats):
+            for times, directory in zip(both, (source, workspace), strict=True):
+                if state == "cold":
+                    drop(directory)
+                times.load(directory, device)
+        cells = [f"{times.wall:.2f}, {times.cpu:.2f}" for times in both]
+        ratio = both[0].wall / both[1].wall
+        print(f"| {source.name} | {size:.2f} GB | {state} | {' | '.join(cells)} | {ratio:.2f} |",
+              flush=True)  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--models", nargs="+", default=["fp16", *CONFIGS])
+    parser.add_argument("--states", nargs="+", choices=STATES, default=STATES)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--models", nargs="+", default=["fp16", *CONFIGS], choices=["fp16", *CONFIGS]
+    )
+    which.add_argument("--directory", nargs="+", type=Path, help="models to load instead")
     args = parser.parse_args()
+    args.cache.mkdir(parents=True, exist_ok=True)
+    sources = args.directory or [args.cache / name for name in args.models]
     fp16 = args.cache / "fp16"
-    if not fp16.exists():
+    if not args.directory and not fp16.exists():
         write_random_llama(fp16, SHAPE)
     print("| weights | files | | directory: wall, CPU s | workspace: wall, CPU s | wall ratio |")
     print("|---|---|---|---|---|---|")
-    for name in args.models:
-        source, workspace = args.cache / name, args.cache / f"{name}-workspace"
-        if not source.exists():
-            write_quantized(fp16, source, name)
-        shutil.rmtree(workspace, ignore_errors=True)
-        convert(source, workspace)
-        size = sum(file.stat().st_size for file in workspace.rglob("*.safetensors")) / 1e9
-        for state in ("warm", "cold"):
-            both = Times(), Times()
-            for directory in (source, workspace):
-                Times().load(directory, args.device)  # a first one that does not count
-            for _ in range(args.repeats):
-                for times, directory in zip(both, (source, workspace), strict=True):
-                    if state == "cold":
-                        drop(directory)
-                    times.load(directory, args.device)
-            cells = [f"{times.wall:.2f}, {times.cpu:.2f}" for times in both]
-            ratio = both[0].wall / both[1].wall
-            print(f"| {name} | {size:.2f} GB | {state} | {' | '.join(cells)} | {ratio:.2f} |",
-                  flush=True)  # fmt: skip
+    for source in sources:
+        if not args.directory and not source.exists():
+            write_quantized(fp16, source, source.name)
+        workspace = args.cache / f"{source.name}-workspace"
+        compare(source, workspace, args.device, args.repeats, args.states)
 
 
 if __name__ == "__main__":

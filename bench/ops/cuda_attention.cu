@@ -8,7 +8,8 @@
 // short and short_mha are decode and mha of many short sequences; lengths marked ~ are ragged, of
 // this mean: from an eighth of it to almost twice.
 // With an 8 behind the word (decode8) the pool is int8. Its bytes are those of the scales, too.
-// `qkv` is the operation before attention: from the projection to Q and the pool.
+// `qkv` is the operation before attention: from the projection to Q and the pool; with an 8 also
+// with static ranges, one for each head, in place of a range for each token.
 #include <cstdio>
 #include <cstring>
 #include <numeric>
@@ -135,46 +136,59 @@ void prefill(bool mma, bool int8, const std::vector<Column>& columns) {
   }
 }
 
-/// One prompt of llama-3-8b's heads at a time.
-void qkv(bool int8) {
+/// One prompt of llama-3-8b's heads at a time: microseconds of one launch.
+double qkv_us(int tokens, bool int8, bool fixed_ranges) {
   constexpr int kLayers = 8;
-  constexpr int kFeatures = (32 + 2 * 8) * 128;
-  std::printf("qkv 32/8 heads, head_dim 128, fp16%s\n%10s %9s %8s\n", int8 ? ", int8 pool" : "",
-              "tokens", "us", "TB/s");
+  constexpr int kKvHeads = 8;
+  constexpr int kFeatures = (32 + 2 * kKvHeads) * 128;
+  ProblemShape shape;
+  shape.sequences = {{tokens, tokens}};
+  shape.num_layers = kLayers;
+  shape.int8 = int8;
+  shape.poison = false;
+  Problem<__half> problem(shape);
+  const size_t elements = size_t{kFeatures} * tokens;
+  DeviceMemory projected = make_device_memory(elements * kLayers * sizeof(__half));
+  fill_normal<<<1024, 256>>>(static_cast<__half*>(projected.get()), elements * kLayers, 3, 1.0F);
+  DeviceMemory angles = make_device_memory(size_t(tokens) * 128 * sizeof(float));
+  DeviceMemory sequence = make_device_memory(size_t(tokens) * 4);  // all are sequence 0
+  check(cudaMemset(angles.get(), 0, size_t(tokens) * 128 * sizeof(float)), "zero");
+  check(cudaMemset(sequence.get(), 0, size_t(tokens) * 4), "zero");
+  std::vector<int32_t> counted(tokens);
+  std::iota(counted.begin(), counted.end(), 0);
+  DeviceMemory positions = make_device_memory(counted.size() * 4);
+  check(cudaMemcpy(positions.get(), counted.data(), counted.size() * 4, cudaMemcpyHostToDevice),
+        "upload");
+  const std::vector<treadle::ops::KvScale> ranges(2 * kKvHeads, {4.0F / 127.5F, 0.125F});
+  DeviceMemory fixed = make_device_memory(ranges.size() * sizeof(ranges[0]));
+  check(cudaMemcpy(fixed.get(), ranges.data(), ranges.size() * sizeof(ranges[0]),
+                   cudaMemcpyHostToDevice),
+        "upload");
+  treadle::ops::QkvParams p{.rotary_dim = 128, .heads = 32, .kv_heads = kKvHeads, .head_dim = 128};
+  p.q_out = const_cast<void*>(problem.params().q);
+  p.cos_sin = static_cast<const float*>(angles.get());
+  p.kv = problem.params().kv;
+  if (fixed_ranges) p.kv_static = static_cast<const treadle::ops::KvScale*>(fixed.get());
+  p.batch = problem.params().batch;
+  p.batch.token_sequence = static_cast<const int32_t*>(sequence.get());
+  p.batch.positions = static_cast<const int32_t*>(positions.get());
+  return time_layers(kLayers, [&](int layer, cudaStream_t stream) {
+    p.layer = layer;
+    p.qkv = static_cast<const __half*>(projected.get()) + elements * layer;
+    treadle::cuda::qkv(p, kType, stream);
+  });
+}
+
+void qkv(bool int8) {
+  std::printf("qkv 32/8 heads, head_dim 128, fp16%s\n%10s %9s %8s%s\n", int8 ? ", int8 pool" : "",
+              "tokens", "us", "TB/s", int8 ? " static us" : "");
   for (const int tokens : {1, 64, 128, 256, 1024, 2048, 8192}) {
-    ProblemShape shape;
-    shape.sequences = {{tokens, tokens}};
-    shape.num_layers = kLayers;
-    shape.int8 = int8;
-    shape.poison = false;
-    Problem<__half> problem(shape);
-    const size_t elements = size_t{kFeatures} * tokens;
-    DeviceMemory projected = make_device_memory(elements * kLayers * sizeof(__half));
-    fill_normal<<<1024, 256>>>(static_cast<__half*>(projected.get()), elements * kLayers, 3, 1.0F);
-    DeviceMemory angles = make_device_memory(size_t(tokens) * 128 * sizeof(float));
-    DeviceMemory sequence = make_device_memory(size_t(tokens) * 4);  // all are sequence 0
-    check(cudaMemset(angles.get(), 0, size_t(tokens) * 128 * sizeof(float)), "zero");
-    check(cudaMemset(sequence.get(), 0, size_t(tokens) * 4), "zero");
-    std::vector<int32_t> counted(tokens);
-    std::iota(counted.begin(), counted.end(), 0);
-    DeviceMemory positions = make_device_memory(counted.size() * 4);
-    check(cudaMemcpy(positions.get(), counted.data(), counted.size() * 4, cudaMemcpyHostToDevice),
-          "upload");
-    treadle::ops::QkvParams p{.rotary_dim = 128, .heads = 32, .kv_heads = 8, .head_dim = 128};
-    p.q_out = const_cast<void*>(problem.params().q);
-    p.cos_sin = static_cast<const float*>(angles.get());
-    p.kv = problem.params().kv;
-    p.batch = problem.params().batch;
-    p.batch.token_sequence = static_cast<const int32_t*>(sequence.get());
-    p.batch.positions = static_cast<const int32_t*>(positions.get());
-    const double us = time_layers(kLayers, [&](int layer, cudaStream_t stream) {
-      p.layer = layer;
-      p.qkv = static_cast<const __half*>(projected.get()) + elements * layer;
-      treadle::cuda::qkv(p, kType, stream);
-    });
-    const double bytes = double(tokens) * 2 * (kFeatures + 32 * 128) +
-                         double(tokens) * 8 * 2 * (int8 ? 128 + 8 : 128 * 2);
-    std::printf("%10d %9.1f %8.2f\n", tokens, us, bytes / us * 1e-6);
+    const double us = qkv_us(tokens, int8, false);
+    const double bytes =
+        double(tokens) * 2 * (48 * 128 + 32 * 128) + double(tokens) * 8 * 2 * (int8 ? 136 : 256);
+    std::printf("%10d %9.1f %8.2f", tokens, us, bytes / us * 1e-6);
+    if (int8) std::printf(" %9.1f", qkv_us(tokens, true, true));
+    std::printf("\n");
   }
 }
 
