@@ -93,7 +93,12 @@ def test_wrong_usage_exits_with_2(args: list[str], message: str) -> None:
     [
         (["info", "/no/such/model"], "path is '/no/such/model': there is no such directory"),
         (["chat", __file__], "it is not a directory"),
-        (["generate", "-f", "/no/such/file"], "/no/such/file"),
+        (["generate", "-f", "/no/such/file"], "file is '/no/such/file': no such file"),
+        (["generate", "-f", "/"], "file is '/': it is a directory, expected a file"),
+        (
+            ["generate", "-p", "a", "-o", "/no/such/answers"],
+            "output is '/no/such/answers': there is no directory '/no/such'",
+        ),
         (["chat", "--tp", "2"], "tp = 2"),
         (["chat", "--device", "abacus"], 'device = "abacus"'),
     ],
@@ -358,6 +363,16 @@ def test_info_reads_no_weights(tmp_path: Path, demo_path: str) -> None:
     assert result.returncode == 0
     assert "1 files, 16 B" in result.stdout
     assert "no tokenizer found" in result.stdout
+
+
+def test_info_tells_of_calibrated_ranges(tmp_path: Path, demo_path: str) -> None:
+    (tmp_path / "config.json").write_text((Path(demo_path) / "config.json").read_text())
+    own = run("info", str(tmp_path), "--quant-policy", "8", "--device", "cpu").stdout
+    assert "2.2 KiB per token (int8)" in own
+    (tmp_path / "kv_qparams.safetensors").touch()
+    static = run("info", str(tmp_path), "--quant-policy", "8", "--device", "cpu").stdout
+    assert "2.2 KiB per token (int8, ranges of kv_qparams.safetensors)" in static
+    assert "kv_qparams" not in run("info", str(tmp_path), "--device", "cpu").stdout
 
 
 def test_chat_refuses_a_broken_model(tmp_path: Path) -> None:

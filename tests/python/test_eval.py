@@ -293,9 +293,12 @@ def test_command_refuses_wrong_usage(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "stride is 9" in capsys.readouterr().err
     code, _, err = run(capsys, "--text", tmp_path / "missing.txt")
     assert code == 1
-    assert "missing.txt" in err
+    assert f"text is '{tmp_path / 'missing.txt'}': no such file" in err
     path = tmp_path / "text.txt"
     path.write_bytes(b"\xff")
+    code, _, err = run(capsys, "--text", path, "--json", tmp_path / "no" / "result.json")
+    assert code == 1
+    assert f"there is no directory '{tmp_path / 'no'}'" in err
     code, _, err = run(capsys, "--text", path)
     assert code == 1
     assert "not UTF-8 at byte 0" in err

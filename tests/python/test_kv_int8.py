@@ -116,3 +116,23 @@ def test_a_fork_copies_the_last_block(device: Device, plain: Engine, demo_path: 
         assert output.token_ids[:8].tolist() == expected.token_ids[:8].tolist()
         if device.exact:
             assert device.content([output]) == device.content([expected])
+
+
+def test_a_session_equals_resending(device: Device, plain: Engine, tiny: Engine) -> None:
+    """Also after its blocks were evicted, and their K and V computed again."""
+    history: list[int] = []
+    for turn, text in enumerate([LONG + QUESTIONS[0], QUESTIONS[3], QUESTIONS[5]]):
+        if turn == 2:
+            ask(tiny, [list(range(100, 580))], max_new_tokens=2)
+            assert tiny.stats().evicted_blocks > 0
+        new = prompt(plain, text)
+        history += new
+        (output,) = ask(tiny, [new], session_id=3, max_new_tokens=8)
+        (expected,) = ask(plain, [history], max_new_tokens=8)
+        assert contents(device, [output]) == contents(device, [expected])
+        if turn == 1:
+            assert output.usage.cached_tokens >= len(history) - len(new) - 1
+        session = tiny.session(3)
+        assert session is not None
+        history = session.token_ids.tolist()
+    tiny.end_session(3)

@@ -20,6 +20,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     except InvalidArgumentError as error:
         parser.error(str(error))
     config = options.engine_config(args, parser)
+    options.check_input("text", args.text)
+    options.check_output("json", args.json)
     check_text(args.text)
     with options.load_engine(args, config) as engine:
         if args.text.endswith(".jsonl"):
@@ -34,6 +36,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             "device": engine.info.device,
             "kv_dtype": engine.info.kv_dtype,
             "quant_policy": 8 if engine.info.kv_dtype == "int8" else 0,
+            "kv_static_ranges": engine.info.kv_static_ranges,
             "window": result.window,
             "stride": result.stride,
             "tokens": result.tokens,

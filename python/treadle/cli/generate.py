@@ -60,6 +60,7 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         return [Job(args.prompt)]
     if args.file == "-":
         return read_jobs(sys.stdin, "stdin")
+    options.check_input("file", args.file)
     try:
         with open(args.file, encoding="utf-8-sig") as file:
             return read_jobs(file, args.file)
@@ -119,6 +120,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     except TreadleError as error:
         parser.error(str(error))
     engine_config = options.engine_config(args, parser)
+    options.check_output("output", args.output)
     jobs = _jobs(args)
     failed = 0
     with Pipeline(options.load_engine(args, engine_config)) as pipe, _output(args.output) as out:

@@ -23,6 +23,8 @@ def gather(path: str, model_name: str | None, native_config: Any) -> dict[str, A
     files = [entry for entry in os.scandir(folder) if entry.name.endswith(".safetensors")]
     facts["weight_files"] = len(files)
     facts["weight_file_bytes"] = sum(entry.stat().st_size for entry in files)
+    ranges = os.path.exists(os.path.join(path, "kv_qparams.safetensors"))
+    facts["kv_static_ranges"] = facts["kv_dtype"] == "int8" and ranges
     facts["kv_pool_bytes"] = (
         facts["kv_blocks"] * facts["kv_block_tokens"] * facts["kv_bytes_per_token"]
     )
@@ -90,6 +92,11 @@ def _features(facts: dict[str, Any]) -> str:
     return ", ".join(name for name, there in present.items() if there) or "-"
 
 
+def _kv_type(facts: dict[str, Any]) -> str:
+    dtype: str = facts["kv_dtype"]
+    return dtype + (", ranges of kv_qparams.safetensors" if facts["kv_static_ranges"] else "")
+
+
 def _text_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if "tokenizer_error" in facts:
         return [("tokenizer", facts["tokenizer_error"])]
@@ -135,7 +142,7 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             facts["device"] + (f" ({facts['device_note']})" if facts["device_note"] else ""),
         ),
         ("end tokens", " ".join(map(str, facts["eos_token_ids"])) or "-"),
-        ("KV cache", f"{_size(facts['kv_bytes_per_token'])} per token ({facts['kv_dtype']})"),
+        ("KV cache", f"{_size(facts['kv_bytes_per_token'])} per token ({_kv_type(facts)})"),
         (
             "free memory",
             f"{_size(facts['free_bytes'])}, workspace {_size(facts['workspace_bytes'])}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,6 +37,29 @@ _ENGINE = (
     ("tp", int, "N", "tensor-parallel degree"),
     ("rope-scaling-factor", float, "X", "dynamic NTK factor"),
 )
+
+
+def check_input(name: str, path: str) -> None:
+    """Raises NotFoundError or InvalidArgumentError, naming the option, for what is no file."""
+    from treadle.errors import InvalidArgumentError, NotFoundError
+
+    if not os.path.exists(path):
+        raise NotFoundError(f"{name} is {path!r}: no such file")
+    if os.path.isdir(path):
+        raise InvalidArgumentError(f"{name} is {path!r}: it is a directory, expected a file")
+
+
+def check_output(name: str, path: str | None) -> None:
+    """The same for a file that is to be written: before the work, not after it."""
+    from treadle.errors import InvalidArgumentError, NotFoundError
+
+    if path is None:
+        return
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise NotFoundError(f"{name} is {path!r}: there is no directory {folder!r}")
+    if os.path.isdir(path):
+        raise InvalidArgumentError(f"{name} is {path!r}: it is a directory, expected a file")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

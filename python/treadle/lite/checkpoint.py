@@ -29,6 +29,10 @@ class Checkpoint:
             raise NotFoundError(f"{path}: not a directory, expected a model directory")
         self.config: dict[str, Any] = read_json(self.directory / "config.json")
         self.family: Family = find_family(self.config, str(path))
+        if (self.directory / "config.ini").exists():
+            raise UnsupportedError(
+                f"{path} is a workspace: start from the model directory it was converted from"
+            )
         if self.config.get("quantization_config"):
             raise UnsupportedError(
                 f"{path}/config.json has a quantization_config: the model is quantised already, "

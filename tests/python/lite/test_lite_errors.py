@@ -74,6 +74,12 @@ def test_unknown_families_are_refused(model_dir: Path, tmp_path: Path) -> None:
         auto_awq(model_dir, tmp_path / "out", scheme="rtn")
 
 
+def test_workspaces_are_refused(model_dir: Path, tmp_path: Path) -> None:
+    (model_dir / "config.ini").touch()
+    with pytest.raises(UnsupportedError, match="is a workspace: start from the model directory"):
+        auto_awq(model_dir, tmp_path / "out", scheme="rtn")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
