@@ -58,6 +58,7 @@ int run_all(bool int8, bool small) {
   test("one key", decode_shape({1}, 32, 8, 128));
   test("one long", decode_shape({16384}, 32, 8, 128));
   test("one longer, one head", decode_shape({40000}, 4, 1, 128));
+  test("128k keys and 5", decode_shape({131072, 5}, 8, 2, 128));
   test("one longer d256 group 16", decode_shape({40000}, 16, 1, 256));
   std::vector<int> many;
   for (int i = 0; i < 300; ++i) many.push_back(1 + (i * 7919) % 700);

@@ -150,11 +150,13 @@ __device__ float pool_value(const ops::AttentionParams& p, int s, int key, int p
 
 /// One thread block a (token, head): scores, softmax and sum in float. kRound rounds scores,
 /// probabilities, what int8 stands for and the result to T, as a framework without a fused kernel
-/// does.
+/// does. Scores are in shared memory or, where `far` is given, there: [heads][tokens][longest].
 template <class T, bool kRound>
-__global__ void attention_reference(ops::AttentionParams p, float* out) {
-  extern __shared__ float scores[];
+__global__ void attention_reference(ops::AttentionParams p, float* out, float* far) {
+  extern __shared__ float near[];
   __shared__ float reduce[128];
+  const size_t place = size_t{blockIdx.y} * gridDim.x + blockIdx.x;
+  float* scores = far != nullptr ? far + place * p.batch.max_context_len : near;
   auto round = [](float x) { return kRound ? static_cast<float>(T(x)) : x; };
   const int token = blockIdx.x;
   const int head = blockIdx.y;
@@ -304,12 +306,17 @@ class Problem {
   }
   std::vector<float> reference(bool rounded) const {
     DeviceMemory out = make_device_memory(elems_ * sizeof(float));
-    const int bytes = params_.batch.max_context_len * 4 + 256;
+    constexpr int kNearBytes = 160 << 10;
+    const int wanted = params_.batch.max_context_len * 4 + 256;
+    const int bytes = wanted <= kNearBytes ? wanted : 0;
+    const dim3 grid(params_.batch.num_tokens, params_.heads);
+    DeviceMemory far;
+    if (bytes == 0) far = make_device_memory(size_t{grid.x} * grid.y * wanted);
     auto* kernel = rounded ? attention_reference<T, true> : attention_reference<T, false>;
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
           "reference");
-    kernel<<<dim3(params_.batch.num_tokens, params_.heads), 128, bytes>>>(
-        params_, static_cast<float*>(out.get()));
+    kernel<<<grid, 128, bytes>>>(params_, static_cast<float*>(out.get()),
+                                 static_cast<float*>(far.get()));
     check_launch("reference");
     std::vector<float> host(elems_);
     check(cudaMemcpy(host.data(), out.get(), elems_ * sizeof(float), cudaMemcpyDeviceToHost),
