@@ -103,33 +103,35 @@ def test_it_loads_on_every_device(device: Device, converted: Path, demo_path: st
     ],
     ids=str,
 )
-def test_four_bit_weights(layout: test_quantized.Layout, tmp_path: Path) -> None:
+def test_four_bit_weights(layout: test_quantized.Layout, device: Device, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     test_quantized.make(layout, source, head=layout.group == 32)
     prompt = reference.random_ids(40, 328)
-    with load(source, session_len=512) as original:
-        expected = answer(original, prompt)
+    options: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False, "logprobs": 3,
+                               "prompt_logprobs": 2, "ignore_eos": True}  # fmt: skip
+    with device.load(source, session_len=512, max_batch_size=2) as original:
+        expected = device.content([reference.run(original, prompt, **options)])
     workspace = convert(source, tmp_path / "deep" / "workspace")
     shutil.rmtree(source)
     assert "weight_type = int4" in (workspace / "config.ini").read_text()
     assert f"group_size = {layout.group}\n" in (workspace / "config.ini").read_text()
-    with load(workspace, session_len=512) as engine:
-        assert answer(engine, prompt) == expected
+    with device.load(workspace, session_len=512, max_batch_size=2) as engine:
+        assert device.content([reference.run(engine, prompt, **options)]) == expected
 
 
 @pytest.mark.parametrize("policy", [4, 8])
-def test_quant_policy(policy: int, workspace: Path) -> None:
+def test_quant_policy(policy: int, device: Device, workspace: Path) -> None:
     edit(workspace, quant_policy=policy)
-    with load(workspace) as engine:
+    with device.load(workspace) as engine:
         assert engine.info.kv_dtype == "int8"
         assert not engine.info.kv_static_ranges
         prompt = engine.tokenizer.encode(engine.model.get_prompt(QUESTION))
         assert "85" in engine.tokenizer.decode(answer(engine, prompt)[0])
-    with load(workspace, quant_policy=0) as engine:  # what is given has the last word
+    with device.load(workspace, quant_policy=0) as engine:  # what is given has the last word
         assert engine.info.kv_dtype == "float16"
     save_file({"kv_qparams": torch.full((8, 2, 2, 2), 0.05)}, workspace / "kv_qparams.safetensors")
-    with load(workspace) as engine:
+    with device.load(workspace) as engine:
         assert (engine.info.kv_dtype, engine.info.kv_static_ranges) == ("int8", True)
 
 
