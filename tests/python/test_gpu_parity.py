@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import families
 import reference
-import test_families as families
 from devices import Device
 from reference import HfModel
 from treadle import Engine, GenerationConfig

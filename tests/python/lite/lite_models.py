@@ -9,20 +9,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 import reference
+from families import as_internlm2, as_internlm3, build
 from reference import HfModel
-from test_families import as_internlm2, as_internlm3
 from tokenizer_models import LLAMA3_SPLIT, save_byte_level
 
 Tensors = dict[str, torch.Tensor]
@@ -43,21 +33,21 @@ CALIBRATION: dict[str, Any] = {"samples": 8, "seqlen": 48}
 
 
 def llama(**overrides: Any) -> HfModel:
-    return reference.build(LlamaForCausalLM, LlamaConfig(**(SIZES | overrides)))
+    return build("llama", SIZES | overrides)
 
 
 def mistral() -> HfModel:
-    return reference.build(MistralForCausalLM, MistralConfig(**SIZES, sliding_window=16))
+    return build("mistral", SIZES | {"sliding_window": 16})
 
 
 def qwen2() -> HfModel:
     """The last layers have a sliding window, the first one has not."""
-    config = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=16, max_window_layers=1)
-    return reference.build(Qwen2ForCausalLM, config)
+    windows = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+    return build("qwen2", SIZES | windows)
 
 
 def qwen3() -> HfModel:
-    return reference.build(Qwen3ForCausalLM, Qwen3Config(**SIZES, tie_word_embeddings=True))
+    return build("qwen3", SIZES | {"tie_word_embeddings": True})
 
 
 FAMILIES: dict[str, Callable[[], HfModel]] = {
