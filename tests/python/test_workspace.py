@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import quantized_models
 import reference
-import test_quantized
 import treadle
 from devices import Device
 from treadle import Engine, EngineConfig
@@ -97,16 +97,16 @@ def test_it_loads_on_every_device(device: Device, converted: Path, demo_path: st
 @pytest.mark.parametrize(
     "layout",
     [
-        test_quantized.Layout("awq", 32),
-        test_quantized.Layout("gptq", 64, scattered=True),
-        test_quantized.Layout("packed", -1, symmetric=True, scale_dtype=torch.bfloat16),
+        quantized_models.Layout("awq", 32),
+        quantized_models.Layout("gptq", 64, scattered=True),
+        quantized_models.Layout("packed", -1, symmetric=True, scale_dtype=torch.bfloat16),
     ],
     ids=str,
 )
-def test_four_bit_weights(layout: test_quantized.Layout, device: Device, tmp_path: Path) -> None:
+def test_four_bit_weights(layout: quantized_models.Layout, device: Device, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    test_quantized.make(layout, source, head=layout.group == 32)
+    quantized_models.make(layout, source, head=layout.group == 32)
     prompt = reference.random_ids(40, 328)
     options: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False, "logprobs": 3,
                                "prompt_logprobs": 2, "ignore_eos": True}  # fmt: skip
