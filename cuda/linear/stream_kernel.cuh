@@ -20,6 +20,7 @@ constexpr int kThreads = kConsumers + 64;
 
 struct Args {
   Output out;
+  int x_bytes;  // of a step, of the tokens that there are
   Plan plan;
   Parts parts;
 };
@@ -113,7 +114,7 @@ __device__ __forceinline__ void produce_x(const Args& a, const CUtensorMap* map,
       mbarrier_wait(layout.done(done.stage), done.parity);
       done.next();
     }
-    mbarrier_expect(layout.x_full(ring.stage), L::kXBytes);
+    mbarrier_expect(layout.x_full(ring.stage), a.x_bytes);
     tma_load(layout.x(ring.stage), map, step.k * kDepth, 0, layout.x_full(ring.stage));
   }
 }

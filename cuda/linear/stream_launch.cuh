@@ -37,8 +37,11 @@ void run(const ops::LinearParams& p, const Plan& plan, const Parts& parts, cudaS
       return make_tensor_map(w.data, kAct, n, k, row_bytes, kRows, kPromotion);
     }
   }();
-  const CUtensorMap x_map =
-      make_tensor_map(p.x, kAct, static_cast<uint64_t>(p.num_tokens), k, row_bytes, kTokens);
+  // A box of the tokens that there are, because the copy engine is slow to fill in zeros. What it
+  // leaves behind them in shared memory spoils sums of tokens that do not exist.
+  a.x_bytes = p.num_tokens * kDepth * static_cast<int>(sizeof(T));
+  const CUtensorMap x_map = make_tensor_map(p.x, kAct, static_cast<uint64_t>(p.num_tokens), k,
+                                            row_bytes, static_cast<uint32_t>(p.num_tokens));
   auto* kernel = stream_linear_kernel<T, Out, kTokens, kWStages, kXStages, kGated>;
   constexpr int kBytes = Layout<kTokens, kWStages, kXStages>::kBytes;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),

@@ -10,6 +10,8 @@ namespace {
 constexpr int kMaxSplit = 8;
 constexpr int kMinSteps = 4;  // of a thread block
 
+constexpr int32_t kMostForNarrow = 112;  // tokens, where layers cut along K were measured faster
+
 size_t part_bytes() {
   return static_cast<size_t>(device_info().sms) * stream::kMostSums * sizeof(float);
 }
@@ -58,15 +60,21 @@ bool supports_stream_linear(const ops::LinearParams& p) {
          w.out_features < (1 << 20);
 }
 
+bool streams_evenly(const ops::LinearWeight& w) {
+  const stream::Plan plan = make_plan(w);
+  const int most = (plan.tiles + plan.blocks - 1) / plan.blocks;
+  return 5 * plan.tiles >= 4 * plan.blocks * most;
+}
+
 bool prefers_stream_linear(const ops::LinearParams& p) {
   if (!supports_stream_linear(p)) return false;
-  const int64_t elements = p.weight->in_features * p.weight->out_features;
+  const ops::LinearWeight& w = *p.weight;
+  const int64_t elements = w.in_features * w.out_features;
   if (p.num_tokens <= 32) return true;
   if (p.num_tokens <= 64) return elements >= int64_t{8} << 20;
   // The larger traffic of x leaves no time to wait for thread blocks with a tile more.
-  const stream::Plan plan = make_plan(*p.weight);
-  const int most = (plan.tiles + plan.blocks - 1) / plan.blocks;
-  return p.silu_mul && elements >= int64_t{64} << 20 && 5 * plan.tiles >= 4 * plan.blocks * most;
+  if (p.silu_mul) return elements >= int64_t{64} << 20 && streams_evenly(w);
+  return p.num_tokens <= kMostForNarrow && elements >= int64_t{32} << 20 && make_plan(w).split > 1;
 }
 
 void stream_linear(const ops::LinearParams& p, ops::DType act, const StreamWorkspace& workspace,

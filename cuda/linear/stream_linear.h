@@ -27,6 +27,9 @@ bool supports_stream_linear(const ops::LinearParams& p);
 /// Whether it is also faster than cuBLASLt, as measured (docs/design/cuda-linear.md).
 bool prefers_stream_linear(const ops::LinearParams& p);
 
+/// Whether thread blocks would have nearly equal shares of a weight's tiles.
+bool streams_evenly(const ops::LinearWeight&);
+
 /// p.norm is not applied: x is normalised already. Reads W before the kernels ahead in the stream
 /// have ended. A token's result depends on the layer's shape and on the GPU, not on the other
 /// tokens.

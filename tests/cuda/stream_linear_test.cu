@@ -19,7 +19,7 @@ void test_shape(Report& report, const Product& product, const Shape& s) {
        {Use{false, false, false}, Use{true, true, false}, Use{true, false, true}}) {
     if (s.gated && (use.add || use.float_output)) continue;
     const Layer<T> layer(s, use.bias || s.gated);
-    for (const int m : {9, 12, 16, 17, 24, 32, 48, 63, 64, 65, 100, 128}) {
+    for (const int m : {9, 12, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 96, 100, 127, 128}) {
       if (use.float_output) {
         check_product<T, float>(report, product, layer, s, use, m);
       } else {
