@@ -52,9 +52,9 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t 
 #define TREADLE_WGMMA_D_40 TREADLE_WGMMA_D_32, TREADLE_WGMMA_D8(32)
 #define TREADLE_WGMMA_D_48 TREADLE_WGMMA_D_40, TREADLE_WGMMA_D8(40)
 #define TREADLE_WGMMA_D_64 TREADLE_WGMMA_D_48, TREADLE_WGMMA_D8(48), TREADLE_WGMMA_D8(56)
-#define TREADLE_WGMMA_D_96                                                              \
-  TREADLE_WGMMA_D_64, TREADLE_WGMMA_D8(64), TREADLE_WGMMA_D8(72), TREADLE_WGMMA_D8(80), \
-      TREADLE_WGMMA_D8(88)
+#define TREADLE_WGMMA_D_88 \
+  TREADLE_WGMMA_D_64, TREADLE_WGMMA_D8(64), TREADLE_WGMMA_D8(72), TREADLE_WGMMA_D8(80)
+#define TREADLE_WGMMA_D_96 TREADLE_WGMMA_D_88, TREADLE_WGMMA_D8(88)
 #define TREADLE_WGMMA_D_112 TREADLE_WGMMA_D_96, TREADLE_WGMMA_D8(96), TREADLE_WGMMA_D8(104)
 #define TREADLE_WGMMA_D_128 TREADLE_WGMMA_D_112, TREADLE_WGMMA_D8(112), TREADLE_WGMMA_D8(120)
 
@@ -70,12 +70,12 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t 
   TREADLE_WGMMA_TEXT_48                      \
   ", %48, %49, %50, %51, %52, %53, %54, %55" \
   ", %56, %57, %58, %59, %60, %61, %62, %63"
-#define TREADLE_WGMMA_TEXT_96                \
+#define TREADLE_WGMMA_TEXT_88                \
   TREADLE_WGMMA_TEXT_64                      \
   ", %64, %65, %66, %67, %68, %69, %70, %71" \
   ", %72, %73, %74, %75, %76, %77, %78, %79" \
-  ", %80, %81, %82, %83, %84, %85, %86, %87" \
-  ", %88, %89, %90, %91, %92, %93, %94, %95"
+  ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define TREADLE_WGMMA_TEXT_96 TREADLE_WGMMA_TEXT_88 ", %88, %89, %90, %91, %92, %93, %94, %95"
 #define TREADLE_WGMMA_TEXT_112                   \
   TREADLE_WGMMA_TEXT_96                          \
   ", %96, %97, %98, %99, %100, %101, %102, %103" \
@@ -157,6 +157,11 @@ struct Wgmma<T, 128> {
 };
 
 template <class T>
+struct Wgmma<T, 176> {
+  TREADLE_WGMMA_SS(176, 88, 88, 89, 90)
+};
+
+template <class T>
 struct Wgmma<T, 192> {
   TREADLE_WGMMA_SS(192, 96, 96, 97, 98)
   TREADLE_WGMMA_RS(192, 96, 96, 97, 98, 99, 100, 101)
@@ -188,6 +193,8 @@ struct Wgmma<T, 256> {
 #undef TREADLE_WGMMA_TEXT_48
 #undef TREADLE_WGMMA_D_64
 #undef TREADLE_WGMMA_TEXT_64
+#undef TREADLE_WGMMA_D_88
+#undef TREADLE_WGMMA_TEXT_88
 #undef TREADLE_WGMMA_D_96
 #undef TREADLE_WGMMA_TEXT_96
 #undef TREADLE_WGMMA_D_112

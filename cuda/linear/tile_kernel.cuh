@@ -4,7 +4,8 @@
 // after tile. The two thread blocks of a cluster have the same rows, or the same tokens, and each
 // loads half of them for both, because L2 could not feed all multiprocessors otherwise. One thread
 // keeps a ring of stages (64 columns of x and W) filled by the copy engine, and two warpgroups
-// multiply 64 tokens each.
+// multiply 64 tokens each. They gate and store a tile's sums while the tensor cores are at the
+// next.
 #pragma once
 
 #include "common/cluster.cuh"
@@ -30,19 +31,22 @@ struct Args {
 };
 
 /// Shared memory: stages of x [128][64] and W [kRows][64] in lines of 128 bytes with the copy
-/// engine's swizzle, 16 lines of results of each warp, a barrier for each stage that is full and
-/// for each that is free again (in both thread blocks).
+/// engine's swizzle, 16 lines of a piece of the results of each warp, a barrier for each stage that
+/// is full and for each that is free again (in both thread blocks).
 template <int kRows, int kStages>
 struct Layout {
   static constexpr int kXBytes = kTokens * 128;
   static constexpr int kWBytes = kRows * 128;
   static constexpr int kStageBytes = kXBytes + kWBytes;
-  static constexpr int kOutColumns = kRows / 2;
-  static constexpr int kOutBytes = kOutColumns * 2 + 16;  // an odd multiple of 16: no conflicts
+  // Columns of y are stored in pieces of two groups of eight.
+  static constexpr int kGroups = kRows / 16;
+  static constexpr int kPieceGroups = 2;
+  static constexpr int kPieces = (kGroups + kPieceGroups - 1) / kPieceGroups;
+  static constexpr int kOutBytes = (kPieceGroups + 1) * 16;  // an odd multiple: no conflicts
   static constexpr int kOut = kStages * kStageBytes;
   static constexpr int kBarriers = kOut + kConsumerWarps * 16 * kOutBytes;
   static constexpr int kBytes = kBarriers + 2 * kStages * 8;
-  static_assert(kOutBytes % 32 == 16 && kBytes <= 227 * 1024);
+  static_assert(kPieces <= kLeastDepth / kDepth && kBytes <= 227 * 1024);
 
   uint32_t base;
   __device__ __forceinline__ uint32_t x(int stage) const { return base + stage * kStageBytes; }
@@ -115,10 +119,9 @@ __device__ __forceinline__ void produce(const Args& a, const CUtensorMap* x_map,
     }
   };
   // W is constant and x is not: the ring is filled with W while the kernels ahead are running.
-  const int early = min(kStages, a.plan.k_blocks);
   const Place first(a.plan, cluster);
   const int early_bytes = L::kWBytes + boxes_of(first) * box_bytes;
-  for (int k = 0; k < early; ++k) {
+  for (int k = 0; k < kStages; ++k) {
     mbarrier_expect(layout.full(k), early_bytes);
     load_w(k, first.rows, k);
   }
@@ -130,8 +133,8 @@ __device__ __forceinline__ void produce(const Args& a, const CUtensorMap* x_map,
     const int token = first_token(place);
     const int boxes = boxes_of(place);
     for (int k = 0; k < a.plan.k_blocks; ++k, ++step, ring.next()) {
-      if (step >= early) {
-        if (step >= kStages) mbarrier_wait(layout.free(ring.stage), ring.parity ^ 1);
+      if (step >= kStages) {
+        mbarrier_wait(layout.free(ring.stage), ring.parity ^ 1);
         mbarrier_expect(layout.full(ring.stage), L::kWBytes + boxes * box_bytes);
         load_w(ring.stage, place.rows, k);
       }
@@ -149,49 +152,50 @@ __device__ __forceinline__ float high_of(uint32_t pair) {
   return to_float(__builtin_bit_cast(T, static_cast<uint16_t>(pair >> 16)));
 }
 
-/// Gates the sums of a warp's 16 tokens and writes kRows / 2 columns of y from `column` on. `sums`
-/// are a thread's pairs of neighbouring rows of W, of token lane / 4 and of lane / 4 + 8, of act.
+/// What a thread has of a tile's sums, rounded to act: pairs of neighbouring rows of W, of token
+/// lane / 4 and of lane / 4 + 8, for each eight rows; and where in y the warp's begin.
+template <int kRows>
+struct Sums {
+  uint32_t pairs[kRows / 4];
+  int token;
+  int column;
+};
+
+/// Gates a piece of a warp's sums and writes it.
 template <class T, int kRows, int kStages>
-__device__ __forceinline__ void store(const Args& a, const uint32_t (&sums)[kRows / 4],
-                                      const Layout<kRows, kStages>& layout, int token, int column) {
+__device__ __forceinline__ void store(const Args& a, const Sums<kRows>& sums,
+                                      const Layout<kRows, kStages>& layout, int piece) {
   using L = Layout<kRows, kStages>;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const uint32_t out = layout.base + L::kOut + warp * (16 * L::kOutBytes);
-  // Matrices of stmatrix: tokens 0..7 and 8..15 of 8 columns, then of the next 8 columns.
-  const uint32_t to = out + lane % 16 * L::kOutBytes + lane / 16 * 16;
+  const int first = piece * L::kPieceGroups;
+  const int groups = min(L::kPieceGroups, L::kGroups - first);  // the last piece may have one
+  // Matrices of stmatrix: tokens 0..7 and 8..15 of a group, then of the next.
+  uint32_t r[2 * L::kPieceGroups] = {};
 #pragma unroll
-  for (int i = 0; i < L::kOutColumns / 16; ++i) {
-    uint32_t r[4];
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const uint32_t* gate = sums + (2 * i + j) * 4;
-      const uint32_t* up = gate + 2;
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        r[2 * j + e] = pack2<T>(silu(low_of<T>(gate[e])) * low_of<T>(up[e]),
-                                silu(high_of<T>(gate[e])) * high_of<T>(up[e]));
-      }
-    }
-    stmatrix_x4(to + i * 32, r);
+  for (int i = 0; i < 2 * groups; ++i) {
+    const uint32_t gate = sums.pairs[(first + i / 2) * 4 + i % 2];
+    const uint32_t up = sums.pairs[(first + i / 2) * 4 + i % 2 + 2];
+    r[i] = pack2<T>(silu(low_of<T>(gate)) * low_of<T>(up), silu(high_of<T>(gate)) * high_of<T>(up));
   }
+  const uint32_t out = layout.base + L::kOut + warp * (16 * L::kOutBytes);
+  stmatrix_x4(out + lane % 16 * L::kOutBytes + lane / 16 * 16, r);
   __syncwarp();
   // Lines of 16 bytes, neighbours by neighbouring lanes.
-  constexpr int kVectors = L::kOutColumns / 8;
-#pragma unroll 4
-  for (int i = lane; i < 16 * kVectors; i += 32) {
-    const int line = i / kVectors;
-    const int at = i % kVectors;
-    if (token + line >= a.m || column + at * 8 >= a.columns) continue;
-    const uint4 v = load_shared_16(out + line * L::kOutBytes + at * 16);
-    *reinterpret_cast<uint4*>(static_cast<T*>(a.y) + size_t(token + line) * a.columns + column +
-                              at * 8) = v;
+  const int line = lane / L::kPieceGroups;
+  const int group = lane % L::kPieceGroups;
+  const int token = sums.token + line;
+  const int column = sums.column + (first + group) * 8;
+  if (group < groups && token < a.m && column < a.columns) {
+    const uint4 v = load_shared_16(out + line * L::kOutBytes + group * 16);
+    *reinterpret_cast<uint4*>(static_cast<T*>(a.y) + size_t(token) * a.columns + column) = v;
   }
   __syncwarp();
 }
 
 template <class T, int kRows, int kStages, Share kShare>
 __device__ __forceinline__ void consume(const Args& a, const Layout<kRows, kStages>& layout) {
+  using L = Layout<kRows, kStages>;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int rank = static_cast<int>(cluster_rank());
@@ -203,6 +207,25 @@ __device__ __forceinline__ void consume(const Args& a, const Layout<kRows, kStag
   grid_dependency_wait();
   Ring<kStages> ring;
   float acc[kRows / 2];
+  Sums<kRows> sums;
+  bool left = false;  // sums of the tile before that are not stored yet
+  int before = 0;
+  const auto multiply = [&](int k) {
+    mbarrier_wait(layout.full(ring.stage), ring.parity);
+    const uint32_t x = layout.x(ring.stage) + warp / 4 * (64 * 128);
+    const uint32_t w = layout.w(ring.stage);
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < kDepth / 16; ++j) {
+      Wgmma<T, kRows>::ss(acc, wgmma_descriptor(x + j * 32, 16, 1024),
+                          wgmma_descriptor(w + j * 32, 16, 1024), k > 0 || j > 0);
+    }
+    wgmma_commit();
+    wgmma_wait<1>();
+    if (k > 0) release(before);
+    before = ring.stage;
+    ring.next();
+  };
   for (int i = cluster; i < a.plan.tiles; i += clusters) {
     const Place place(a.plan, i);
     const bool own_tokens = kShare == Share::kW;
@@ -215,35 +238,29 @@ __device__ __forceinline__ void consume(const Args& a, const Layout<kRows, kStag
       }
       continue;
     }
-    int before = 0;
-    for (int k = 0; k < a.plan.k_blocks; ++k) {
-      mbarrier_wait(layout.full(ring.stage), ring.parity);
-      const uint32_t x = layout.x(ring.stage) + warp / 4 * (64 * 128);
-      const uint32_t w = layout.w(ring.stage);
-      wgmma_fence();
+    // The tensor cores multiply while the tile before is stored.
 #pragma unroll
-      for (int j = 0; j < kDepth / 16; ++j) {
-        Wgmma<T, kRows>::ss(acc, wgmma_descriptor(x + j * 32, 16, 1024),
-                            wgmma_descriptor(w + j * 32, 16, 1024), k > 0 || j > 0);
-      }
-      wgmma_commit();
-      wgmma_wait<1>();
-      if (k > 0) release(before);
-      before = ring.stage;
-      ring.next();
+    for (int piece = 0; piece < L::kPieces; ++piece) {
+      multiply(piece);
+      if (left) store<T>(a, sums, layout, piece);
     }
+    for (int k = L::kPieces; k < a.plan.k_blocks; ++k) multiply(k);
     wgmma_wait<0>();
     wgmma_hold(acc);
     release(before);
     // Gate and up are rounded on the way, as the two kernels of few tokens do it.
-    uint32_t sums[kRows / 4];
 #pragma unroll
     for (int j = 0; j < kRows / 4; ++j) {
-      sums[j] = pack2<T>(acc[2 * j], acc[2 * j + 1]);
-      asm volatile("" : "+r"(sums[j])::"memory");  // or the compiler keeps acc instead
+      sums.pairs[j] = pack2<T>(acc[2 * j], acc[2 * j + 1]);
+      asm volatile("" : "+r"(sums.pairs[j])::"memory");  // or the compiler keeps acc instead
     }
-    store<T>(a, sums, layout, token_tile * kTokens + warp * 16, w_tile * (kRows / 2));
+    sums.token = token_tile * kTokens + warp * 16;
+    sums.column = w_tile * (kRows / 2);
+    left = true;
   }
+  if (!left) return;
+#pragma unroll
+  for (int piece = 0; piece < L::kPieces; ++piece) store<T>(a, sums, layout, piece);
 }
 
 template <class T, int kRows, int kStages, Share kShare>

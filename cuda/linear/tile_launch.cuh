@@ -44,7 +44,10 @@ void run(const ops::LinearParams& p, const Plan& plan, cudaStream_t stream) {
 
 template <class T>
 void dispatch(const ops::LinearParams& p, const Plan& plan, cudaStream_t stream) {
-  if (plan.share == Share::kX) return run<T, 224, 4, Share::kX>(p, plan, stream);
+  if (plan.share == Share::kX) {
+    if (plan.rows == 176) return run<T, 176, 5, Share::kX>(p, plan, stream);
+    return run<T, 224, 4, Share::kX>(p, plan, stream);
+  }
   if (plan.rows == 192) return run<T, 192, 4, Share::kW>(p, plan, stream);
   if (plan.rows == 224) return run<T, 224, 4, Share::kW>(p, plan, stream);
   run<T, 256, 4, Share::kW>(p, plan, stream);

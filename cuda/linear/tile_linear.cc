@@ -3,15 +3,19 @@
 #include <algorithm>
 
 #include "common/device.h"
+#include "linear/stream_linear.h"
 
 namespace treadle::cuda {
 namespace {
 
-// Where it was measured to be faster than the streaming product, whose box of x has zeros in every
-// step from 65 tokens to nearly 128, and than cuBLASLt.
-constexpr int32_t kStreamedTokens = 64;
-constexpr int32_t kMostInsteadOfStream = 112;
-constexpr int32_t kCublasTokens = 192;
+// Where it was measured to be faster (docs/design/cuda-linear.md). Up to the tokens of a tile the
+// other way is the streaming product, which has an advantage where its thread blocks end together.
+constexpr int32_t kStreamedTokens = 16;
+constexpr int32_t kEvenlyStreamedTokens = 80;
+// Beyond them it is cuBLASLt. The part of its time that a product multiplies, by `cost`, at least:
+constexpr int32_t kFewTokens = 512;
+constexpr double kBusyOfFew = 0.64;
+constexpr double kBusy = 0.55;
 
 constexpr int kBand = 8;  // token tiles that take turns: 2048 tokens, whose x stays in L2
 
@@ -31,15 +35,19 @@ tile::Plan make_plan(const ops::LinearParams& p, tile::Share share, int rows) {
   return plan;
 }
 
-/// Rows of W that each thread block computes 128 tokens of: what the product's time goes with.
-int64_t cost(const tile::Plan& plan) { return int64_t{up(plan.tiles, clusters())} * plan.rows; }
+/// Rows of W that each thread block computes 128 tokens of, which is what the product's time goes
+/// with. A tile's tokens cost as much as some more rows: they are brought from L2 for each.
+int64_t cost(const tile::Plan& plan) {
+  constexpr int kRowsOfTokens = 100;  // fitted to tiles of 192 to 256 rows, 256 to 8192 tokens
+  return int64_t{up(plan.tiles, clusters())} * (plan.rows + kRowsOfTokens);
+}
 
-/// The tiles that leave the fewest multiprocessors idle.
+/// The tiles of the least cost.
 tile::Plan best_plan(const ops::LinearParams& p) {
   tile::Plan best = make_plan(p, tile::Share::kW, 256);
   for (const tile::Plan& plan :
        {make_plan(p, tile::Share::kW, 224), make_plan(p, tile::Share::kW, 192),
-        make_plan(p, tile::Share::kX, 224)}) {
+        make_plan(p, tile::Share::kX, 224), make_plan(p, tile::Share::kX, 176)}) {
     if (cost(plan) < cost(best)) best = plan;
   }
   return best;
@@ -49,24 +57,25 @@ tile::Plan best_plan(const ops::LinearParams& p) {
 
 bool supports_tile_linear(const ops::LinearParams& p) {
   const ops::LinearWeight& w = *p.weight;
-  return tile::built() && device_info().capability == 90 && p.silu_mul && w.bias == nullptr &&
-         w.format == ops::WeightFormat::kDense && w.in_features > 0 && w.in_features % 8 == 0 &&
-         w.out_features % 16 == 0 && w.in_features < (1 << 20) && w.out_features < (1 << 20);
+  return tile::built() && device_info().capability == 90 && w.bias == nullptr && !p.float_output &&
+         w.format == ops::WeightFormat::kDense && w.in_features >= tile::kLeastDepth &&
+         w.in_features % 8 == 0 && w.out_features % (p.silu_mul ? 16 : 8) == 0 &&
+         w.in_features < (1 << 20) && w.out_features < (1 << 20);
 }
 
 bool prefers_tile_linear(const ops::LinearParams& p) {
   if (p.num_tokens <= kStreamedTokens || !supports_tile_linear(p)) return false;
-  if (p.num_tokens <= kMostInsteadOfStream) {  // bound by reading W, so all must read it
-    const tile::Plan plan = best_plan(p);
-    const int64_t elements = p.weight->in_features * p.weight->out_features;
-    return elements >= int64_t{64} << 20 && plan.tiles <= clusters() &&
-           10 * plan.tiles >= 9 * clusters();
+  const ops::LinearWeight& w = *p.weight;
+  const tile::Plan plan = best_plan(p);
+  if (p.num_tokens <= tile::kTokens) {  // bound by reading W, so all must read it
+    return w.in_features * w.out_features >= int64_t{64} << 20 && plan.tiles <= clusters() &&
+           10 * plan.tiles >= 9 * clusters() &&
+           (p.num_tokens > kEvenlyStreamedTokens || !streams_evenly(w));
   }
-  if (p.num_tokens <= kCublasTokens) return false;
-  const double done =
-      static_cast<double>(cost(best_plan(p))) * tile::kCluster * clusters() * tile::kTokens;
-  const double wanted = static_cast<double>(p.weight->out_features) * p.num_tokens;
-  return wanted > 0.83 * done;
+  const bool few = p.num_tokens <= kFewTokens;
+  const int tokens = few ? 64 * up(p.num_tokens, 64) : p.num_tokens;  // as cuBLASLt's choices go
+  const double done = static_cast<double>(cost(plan)) * tile::kCluster * clusters() * tile::kTokens;
+  return static_cast<double>(w.out_features) * tokens > (few ? kBusyOfFew : kBusy) * done;
 }
 
 void tile_linear(const ops::LinearParams& p, ops::DType act, cudaStream_t stream) {

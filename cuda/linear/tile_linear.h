@@ -11,7 +11,8 @@ namespace treadle::cuda {
 
 /// Whether tile_linear computes `p`.
 bool supports_tile_linear(const ops::LinearParams& p);
-/// Whether it is also faster than cuBLASLt, as measured (docs/design/cuda-linear.md).
+/// Whether it is also faster than the streaming product and cuBLASLt, as measured
+/// (docs/design/cuda-linear.md).
 bool prefers_tile_linear(const ops::LinearParams& p);
 
 /// p.norm is not applied: x is normalised already. A token's result depends on the layer alone.

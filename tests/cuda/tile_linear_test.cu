@@ -1,6 +1,6 @@
 // The tiled product by itself, against sums in double: token counts around a tile's and with
-// several tiles, shapes with tails in all directions, gate and plain, bias and addition. A chain of
-// dependent products, recorded as a graph, must compute what the same products do one by one.
+// several tiles, shapes with tails in all directions. A chain of dependent products, recorded as a
+// graph, must compute what the same products do one by one.
 #include <string>
 #include <vector>
 
@@ -75,12 +75,14 @@ int main(int argc, char** /*argv*/) {
                               [](const auto& p, auto act) { gpu::tile_linear(p, act, nullptr); }};
   const std::vector<int> few = {1, 130};
   const std::vector<int> many = {1, 32, 63, 64, 96, 127, 128, 129, 200, 256, 257, 384, 511, 600};
-  // K of less than the ring, tails of K, tiles that end within a row group, more tiles than the GPU
-  // has multiprocessors.
-  const test::Shape shapes[] = {{144, 72, true},  {16, 40, true},    {1008, 520, true},
-                                {448, 136, true}, {4864, 896, true}, {28672, 320, true}};
+  const std::vector<int> wide = {100, 128, 200, 600};
+  // The shortest K and tails of it, tiles that end within a row group, tiles of all heights, more
+  // tiles than the GPU has multiprocessors.
+  const test::Shape shapes[] = {{144, 512, true},   {16, 520, true},   {1008, 520, true},
+                                {448, 1032, true},  {4864, 896, true}, {28672, 512, true},
+                                {22000, 520, true}, {6144, 576, true}};
   for (const test::Shape& s : shapes) {
-    const auto& counts = argc > 1 ? few : many;
+    const auto& counts = argc > 1 ? few : s.n > 5000 ? wide : many;
     test::test_shape<__half>(report, product, s, counts);
     test::test_shape<__nv_bfloat16>(report, product, s, counts);
     if (argc > 1 && s.n == 16) break;
