@@ -263,6 +263,8 @@ TEST_F(CheckpointTest, SaysWhatThereIs) {
   refused(ErrorCode::kNotFound, {"no model.safetensors or model.safetensors.index.json in"});
   dir_.write("other.safetensors", shard("a"));
   refused(ErrorCode::kNotFound, {"it has \"other.safetensors\""});
+  std::filesystem::create_directories(dir_.file("weights/rank0"));
+  refused(ErrorCode::kNotFound, {"a workspace's weights are there, but not its config.ini"});
 }
 
 TEST_F(CheckpointTest, RefusesEmptyAndIrregularFiles) {

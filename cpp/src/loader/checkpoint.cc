@@ -8,6 +8,7 @@
 #include "loader/fields.h"
 #include "loader/json.h"
 #include "loader/text.h"
+#include "loader/workspace_layout.h"
 
 namespace treadle::loader {
 namespace {
@@ -46,6 +47,10 @@ bool is_plain_name(const std::string& name) {
                     ": pickle files are never loaded, since reading one can run any code; convert "
                     "them, for example with transformers' save_pretrained(..., "
                     "safe_serialization=True)"));
+  }
+  if (fs::is_directory(rank_directory(directory, 0), error)) {
+    throw Error(ErrorCode::kNotFound,
+                cat(wanted, "; a workspace's weights are there, but not its ", kWorkspaceConfig));
   }
   if (others.empty()) throw Error(ErrorCode::kNotFound, wanted);
   throw Error(ErrorCode::kNotFound, cat(wanted, "; it has ", list_text(others, 3)));
