@@ -54,8 +54,9 @@ def flag(field: str, value: object) -> bool:
 
 
 def choice(field: str, value: object, choices: Iterable[object]) -> None:
+    """Refuses what is none of ``choices``; 8.0 is not 8."""
     options = list(choices)
-    if isinstance(value, bool) or value not in options:
+    if isinstance(value, (bool, float)) or value not in options:
         raise refuse(field, value, f"it must be one of {', '.join(map(repr, options))}")
 
 

@@ -150,6 +150,7 @@ def test_too_long(engine: Engine, generator: Generator) -> None:
         ("rope_scaling_factor", -1.0, "0 (off) or positive"),
         ("use_logn_attn", 1, "True or False"),
         ("quant_policy", 4, "one of 0, 8"),
+        ("quant_policy", 8.0, "one of 0, 8"),
         ("num_threads", 0, "from 1 to"),
         ("max_queue_size", 0, "from 1 to"),
         ("max_sessions", "many", "must be an integer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +40,7 @@ def load_samples(
     chat: bool,
 ) -> Samples:
     """[at most samples, at most seqlen] token ids: fewer when ``data`` has no more, shorter when
-    all of it is shorter than one sample.
+    all of it is shorter than one sample, with a warning in the log.
 
     data: a text file (samples are drawn from all of it); a *.jsonl file or a dataset directory
         written by ``datasets``' save_to_disk, each record with a "text" or OpenAI-style "messages",
@@ -62,7 +63,7 @@ def load_samples(
             ids = [token for chunk in encode_file(tokenizer, file) for token in chunk]
         pieces = _cut(ids, seqlen, tokenizer)
         chosen = np.sort(random.permutation(len(pieces))[:samples])
-        return pieces[chosen]
+        return _told(pieces[chosen], path, samples, seqlen)
     if records is None:
         with open(path, encoding="utf-8-sig") as file:
             records = [{"text": part} for part in file.read().split("\n\n") if part.strip()]
@@ -73,7 +74,17 @@ def load_samples(
         ids += tokenizer.encode(text)
         if len(ids) >= samples * seqlen:
             break
-    return _cut(ids, seqlen, tokenizer)[:samples]
+    return _told(_cut(ids, seqlen, tokenizer)[:samples], path, samples, seqlen)
+
+
+def _told(found: Samples, path: str, samples: int, seqlen: int) -> Samples:
+    if found.shape != (samples, seqlen):
+        count, length = found.shape
+        logging.getLogger("treadle").warning(
+            "data is %r: it has %d samples of %d tokens, where %d of %d were asked for",
+            path, count, length, samples, seqlen,
+        )  # fmt: skip
+    return found
 
 
 def _records(path: str) -> Any:

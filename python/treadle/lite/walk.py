@@ -15,7 +15,7 @@ from treadle import _checks as check
 from treadle.errors import InvalidArgumentError, OutOfMemoryError, UnsupportedError
 from treadle.lite.checkpoint import Checkpoint
 from treadle.lite.decoder_layer import DecoderLayer
-from treadle.lite.samples import Samples, load_samples
+from treadle.lite.samples import Samples, check_options, load_samples
 from treadle.lite.statistics import LayerStatistics
 from treadle.lite.work_dir import WorkDir
 from treadle.progress import ProgressBar
@@ -105,13 +105,13 @@ def walk(
     run: what decides the results besides model and samples. gram: see InputStatistics.
     """
     where = choose_device(device)
-    ids = data.load(checkpoint)
+    check_options(data.samples, data.seqlen, data.seed)
     layer = DecoderLayer(checkpoint, where)
-    if ids.shape[1] > layer.max_positions:
+    if data.seqlen > layer.max_positions:
         raise InvalidArgumentError(
-            f"seqlen is {ids.shape[1]}: the model's max_position_embeddings is "
-            f"{layer.max_positions}"
+            f"seqlen is {data.seqlen}: the model's max_position_embeddings is {layer.max_positions}"
         )
+    ids = data.load(checkpoint)
     run = {
         **run,
         **describe(checkpoint),

@@ -34,9 +34,11 @@ from treadle.lite.samples import load_samples
     [
         ({"bits": 8}, "bits is 8: only 4"),
         ({"group_size": 48}, "group_size is 48: it must be one of 32, 64, 128"),
+        ({"group_size": 32.0}, r"group_size is 32\.0: it must be one of 32, 64, 128"),
         ({"group_size": 64}, r"layers\.0\.mlp\.down_proj has 96 inputs, which 32 divides"),
         ({"scheme": "best"}, "scheme is 'best'"),
         ({"samples": 0}, "samples is 0"),
+        ({"seqlen": 10**6}, "seqlen is 1000000: the model's max_position_embeddings is 256"),
         ({"seqlen": 300}, "seqlen is 300: the model's max_position_embeddings is 256"),
         ({"device": "gpu"}, "device is 'gpu'"),
         ({"data": None}, "data is None"),

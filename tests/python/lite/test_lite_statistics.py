@@ -199,6 +199,15 @@ def test_large_models_come_in_shards(
 # Samples.
 
 
+def test_too_little_data_is_told(
+    model_dir: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_samples(model_dir, data, samples=5, seqlen=40, seed=0, chat=False)
+    assert not caplog.messages
+    ids = load_samples(model_dir, data, samples=10_000, seqlen=40, seed=0, chat=False)
+    assert f"it has {len(ids)} samples of 40 tokens, where 10000 of 40 were" in caplog.text
+
+
 def test_samples_of_a_text(model_dir: Path, data: Path) -> None:
     options: dict[str, Any] = {"samples": 5, "seqlen": 40, "chat": False}
     ids = load_samples(model_dir, data, seed=0, **options)
@@ -266,7 +275,7 @@ def test_wrong_data_is_refused(
 ) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises((ConfigError, InvalidArgumentError), match=message):
-        calibrate(model_dir, tmp_path / name, tmp_path / "work")
+        calibrate(model_dir, tmp_path / name, tmp_path / "work", **CALIBRATION)
     assert not (tmp_path / "work").exists()
 
 
