@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
 #include "graph_timing.h"
@@ -35,11 +37,11 @@ constexpr Shape kShapes[] = {
 };
 constexpr size_t kRotated = size_t{200} << 20;  // bytes of weights that take turns
 
-/// +-[0.0156, 0.03)
 std::vector<uint16_t> random_values(ops::DType act, size_t n) {
   std::vector<uint16_t> v = random_halves(n);
-  if (act == ops::DType::kBF16) {
-    for (uint16_t& x : v) x = static_cast<uint16_t>((x & 0x8000U) | 0x3c80U | (x >> 3 & 0x7fU));
+  if (act != ops::DType::kBF16) return v;
+  for (uint16_t& x : v) {
+    x = __nv_bfloat16_raw(__float2bfloat16_rn(__half2float(__half_raw{x}))).x;
   }
   return v;
 }

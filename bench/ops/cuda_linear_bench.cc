@@ -34,7 +34,7 @@ constexpr Shape kShapes[] = {
     {"0.5b gate_up", 9728, 896, true, false}, {"0.5b down", 896, 4864, false, true},
 };
 constexpr int kTokens[] = {12, 16, 32, 64, 128};
-constexpr int kManyTokens[] = {192, 256, 384, 512, 640, 1024, 2048, 8192};
+constexpr int kManyTokens[] = {96, 128, 192, 256, 384, 512, 640, 1024, 2048, 8192};
 
 DeviceMemory upload(const std::vector<uint16_t>& host, size_t count) {
   DeviceMemory memory = make_device_memory(count * 2);
