@@ -1,36 +1,20 @@
-"""Calibration: statistics against whole models of transformers, samples, killed runs that go on,
-ranges of K and V."""
+"""Calibration: statistics against whole models of transformers, ranges of K and V, large models."""
 
 from __future__ import annotations
 
-import json
-import sys
-import types
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    LlamaForCausalLM,
-)
+from transformers import LlamaForCausalLM
 
 import reference
 from lite_models import CALIBRATION, FAMILIES, Tensors, llama, restored, save
 from treadle import Engine
-from treadle.errors import (
-    ConfigError,
-    InvalidArgumentError,
-    UnsupportedError,
-)
+from treadle.errors import InvalidArgumentError, UnsupportedError
 from treadle.lite import auto_awq, calibrate, kv_qparams
-from treadle.lite.decoder_layer import DecoderLayer
 from treadle.lite.samples import load_samples
-from treadle.lite.work_dir import WorkDir
-from treadle.tokenizer import Tokenizer
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -73,108 +57,6 @@ def test_statistics_are_those_of_the_whole_model(name: str, data: Path, tmp_path
             close(tensors[f"{letter}_max"], high)
 
 
-class Killed(BaseException):
-    pass
-
-
-@pytest.fixture
-def dies(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """dies(n): the program is killed when it has done n layers. dies(-1): never again."""
-    save_statistics = WorkDir.save
-    after = -1
-
-    def save_or_die(self: WorkDir, kind: str, layer: int, tensors: Tensors) -> None:
-        if layer == after:
-            raise Killed
-        save_statistics(self, kind, layer, tensors)
-
-    monkeypatch.setattr(WorkDir, "save", save_or_die)
-
-    def set_after(layers: int) -> None:
-        nonlocal after
-        after = layers
-
-    return set_after
-
-
-@pytest.fixture
-def read_layers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Indices of the layers that were computed."""
-    layers: list[int] = []
-    read = DecoderLayer.read
-
-    def counted(self: DecoderLayer, index: int) -> None:
-        layers.append(index)
-        read(self, index)
-
-    monkeypatch.setattr(DecoderLayer, "read", counted)
-    return layers
-
-
-def test_calibrate_goes_on(
-    model_dir: Path,
-    data: Path,
-    tmp_path: Path,
-    dies: Callable[[int], None],
-    read_layers: list[int],
-) -> None:
-    calibrate(model_dir, data, tmp_path / "whole", **CALIBRATION)
-    dies(1)
-    with pytest.raises(Killed):
-        calibrate(model_dir, data, tmp_path / "work", **CALIBRATION)
-    dies(-1)
-    read_layers.clear()
-    calibrate(model_dir, data, tmp_path / "work", **CALIBRATION)
-    assert read_layers == [1, 2]
-    for index in range(3):
-        name = f"statistics/{index:04d}.safetensors"
-        assert (tmp_path / "work" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["run.json", "statistics"]
-    read_layers.clear()
-    calibrate(model_dir, data, tmp_path / "work", **CALIBRATION)
-    assert read_layers == []
-
-
-@pytest.mark.parametrize("scheme", ["awq", "rtn"])
-def test_awq_goes_on(
-    scheme: str,
-    model_dir: Path,
-    data: Path,
-    tmp_path: Path,
-    dies: Callable[[int], None],
-    read_layers: list[int],
-) -> None:
-    options: dict[str, Any] = {"scheme": scheme, "group_size": 32, **CALIBRATION}
-    auto_awq(model_dir, tmp_path / "whole", data, **options)
-    dies(2)
-    with pytest.raises(Killed):
-        auto_awq(model_dir, tmp_path / "out", data, **options)
-    assert not (tmp_path / "out").exists()
-    dies(-1)
-    read_layers.clear()
-    auto_awq(model_dir, tmp_path / "out", data, **options)
-    assert read_layers == [2]
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
-    assert weights[0] == weights[1]
-
-
-def test_another_run_is_refused(model_dir: Path, data: Path, tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    calibrate(model_dir, data, work, samples=8, seqlen=48)
-    with pytest.raises(InvalidArgumentError, match=r"whose samples is 8, not 4"):
-        calibrate(model_dir, data, work, samples=4, seqlen=48)
-    with pytest.raises(InvalidArgumentError, match=r"whose tokens is"):
-        calibrate(model_dir, data, work, samples=8, seqlen=48, seed=1)
-    calibrate(model_dir, data, work, samples=4, seqlen=48, restart=True)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").touch()
-    with pytest.raises(InvalidArgumentError, match=r"mine': it exists and is not an earlier run's"):
-        calibrate(model_dir, data, tmp_path / "mine", **CALIBRATION)
-    with pytest.raises(InvalidArgumentError, match=r"mine': it exists"):
-        calibrate(model_dir, data, tmp_path / "mine", restart=True, **CALIBRATION)
-    assert (tmp_path / "mine" / "thesis.txt").exists()
-
-
 def test_large_models_come_in_shards(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,89 +76,6 @@ def test_large_models_come_in_shards(
     auto_awq_from_shards = tmp_path / "again"
     with pytest.raises(UnsupportedError, match="quantised already"):
         auto_awq(tmp_path / "many", auto_awq_from_shards, scheme="rtn", group_size=32)
-
-
-# Samples.
-
-
-def test_too_little_data_is_told(
-    model_dir: Path, data: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    load_samples(model_dir, data, samples=5, seqlen=40, seed=0, chat=False)
-    assert not caplog.messages
-    ids = load_samples(model_dir, data, samples=10_000, seqlen=40, seed=0, chat=False)
-    assert f"it has {len(ids)} samples of 40 tokens, where 10000 of 40 were" in caplog.text
-
-
-def test_samples_of_a_text(model_dir: Path, data: Path) -> None:
-    options: dict[str, Any] = {"samples": 5, "seqlen": 40, "chat": False}
-    ids = load_samples(model_dir, data, seed=0, **options)
-    assert ids.shape == (5, 40)
-    assert (ids[:, 0] == 0).all()  # BOS
-    assert (ids[:, 1:] != 0).all()
-    assert np.array_equal(ids, load_samples(model_dir, data, seed=0, **options))
-    assert not np.array_equal(ids, load_samples(model_dir, data, seed=1, **options))
-    everything = load_samples(model_dir, data, samples=10_000, seqlen=40, seed=0, chat=False)
-    assert 5 < len(everything) < 10_000
-    assert all(row.tolist() in everything.tolist() for row in ids)
-
-
-def test_samples_of_records(demo_path: str, tmp_path: Path) -> None:
-    path = tmp_path / "chats.jsonl"
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
-    path.write_text(json.dumps({"messages": messages}) + "\n\n" + '{"text": "plain text"}\n' * 20)
-    options: dict[str, Any] = {"samples": 1, "seqlen": 400, "seed": 0}
-    tokenizer = Tokenizer.from_pretrained(demo_path)
-
-    def text(chat: bool) -> str:
-        ids = load_samples(demo_path, path, chat=chat, **options)
-        return tokenizer.decode(ids[0], skip_special_tokens=False)
-
-    plain, chat = text(False), text(True)
-    turn = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>"
-    assert turn in plain
-    assert turn in chat
-    assert plain.count("<|im_start|>") == 2
-    assert chat.count("<|im_start|>user\nplain text<|im_end|>") == 20
-    assert chat.count("<s>") == 21
-
-
-def test_samples_of_a_dataset(
-    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Rows(list[dict[str, str]]):
-        column_names = ["text"]  # noqa: RUF012
-
-    rows = Rows([{"text": "the quick brown fox jumps"}] * 30)
-    library: Any = types.ModuleType("datasets")
-    library.load_from_disk = lambda path: {"test": Rows(), "train": rows}
-    monkeypatch.setitem(sys.modules, "datasets", library)
-    options: dict[str, Any] = {"samples": 2, "seqlen": 32, "seed": 0, "chat": False}
-    assert load_samples(model_dir, tmp_path, **options).shape == (2, 32)
-    Rows.column_names = ["label"]
-    with pytest.raises(ConfigError, match="it has the columns label"):
-        load_samples(model_dir, tmp_path, **options)
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match="pip install datasets"):
-        load_samples(model_dir, tmp_path, **options)
-
-
-@pytest.mark.parametrize(
-    ("content", "name", "message"),
-    [
-        ("short", "a.txt", r"data has \d+ tokens: at least 32"),
-        (" \n", "a.txt", "empty, expected a text"),
-        ('{"text": "a"}\n{"content": "b"}\n', "a.jsonl", r'a\.jsonl:2: expected .* "messages"'),
-        ("{", "a.jsonl", r"a\.jsonl:1: malformed JSON"),
-    ],
-)
-def test_wrong_data_is_refused(
-    content: str, name: str, message: str, model_dir: Path, tmp_path: Path
-) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises((ConfigError, InvalidArgumentError), match=message):
-        calibrate(model_dir, tmp_path / name, tmp_path / "work", **CALIBRATION)
-    assert not (tmp_path / "work").exists()
 
 
 # Ranges of K and V.
