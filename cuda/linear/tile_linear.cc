@@ -57,9 +57,9 @@ tile::Plan best_plan(const ops::LinearParams& p) {
 
 bool supports_tile_linear(const ops::LinearParams& p) {
   const ops::LinearWeight& w = *p.weight;
-  return tile::built() && device_info().capability == 90 && w.bias == nullptr && !p.float_output &&
-         w.format == ops::WeightFormat::kDense && w.in_features >= tile::kLeastDepth &&
-         w.in_features % 8 == 0 && w.out_features % (p.silu_mul ? 16 : 8) == 0 &&
+  return tile::built() && device_info().capability == 90 && p.silu_mul && !p.add &&
+         !p.float_output && w.bias == nullptr && w.format == ops::WeightFormat::kDense &&
+         w.in_features >= tile::kLeastDepth && w.in_features % 8 == 0 && w.out_features % 16 == 0 &&
          w.in_features < (1 << 20) && w.out_features < (1 << 20);
 }
 

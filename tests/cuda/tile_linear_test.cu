@@ -19,6 +19,26 @@ void test_shape(Report& report, const Product& product, const Shape& s,
   for (const int m : counts) check_product<T, T>(report, product, layer, s, {}, m);
 }
 
+/// Only what its epilogue knows: linear() takes it wherever it says that it computes something.
+void test_refusals(Report& report) {
+  const Layer<__half> layer({1024, 1024, true}, false);
+  const Layer<__half> with_bias({1024, 1024, true}, true);
+  const Layer<__half> narrow({1024, 504, true}, false);
+  const auto supports = [](const Layer<__half>& l, bool gated, bool add, bool float_output) {
+    return supports_tile_linear({.weight = &l.weight,
+                                 .num_tokens = 300,
+                                 .silu_mul = gated,
+                                 .add = add,
+                                 .float_output = float_output});
+  };
+  report.check(supports(layer, true, false, false), "a gated layer is refused");
+  report.check(!supports(layer, false, false, false), "a layer without a gate is taken");
+  report.check(!supports(layer, false, true, false), "an addition is taken");
+  report.check(!supports(layer, false, false, true), "float32 results are taken");
+  report.check(!supports(with_bias, true, false, false), "a bias is taken");
+  report.check(!supports(narrow, true, false, false), "too short a K is taken");
+}
+
 /// A token's result is the same beside any others.
 void test_invariance(Report& report, const Product& product) {
   const Shape s{2048, 1024, true};
@@ -87,6 +107,7 @@ int main(int argc, char** /*argv*/) {
     test::test_shape<__nv_bfloat16>(report, product, s, counts);
     if (argc > 1 && s.n == 16) break;
   }
+  test::test_refusals(report);
   if (argc <= 1) test::test_invariance(report, product);
   test::test_chain(report);
   return report.finish("tile_linear_test");
