@@ -2,6 +2,7 @@
 // double. Outputs are poisoned, with a guard behind them, and two runs must agree to the bit.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -104,7 +105,7 @@ std::vector<Out> check_product(Report& report, const Product& product, const Lay
       const double d = std::fabs(float_of(out, reinterpret_cast<const char*>(&got[at])) - want);
       difference += d;
       total += std::fabs(want);
-      worst = d <= worst ? worst : d;  // NaN stays
+      worst = std::max(worst, d);  // not-a-number shows in the mean
     }
   }
   // Of rounding alone the mean error is about a third of epsilon.
