@@ -3,7 +3,9 @@
 #include <type_traits>
 
 #include "common/dispatch.h"
+#include "common/head.cuh"
 #include "common/ptx.cuh"
+#include "common/quantise.cuh"
 #include "common/vec.cuh"
 #include "elementwise/elementwise.h"
 
@@ -43,48 +45,6 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(ops::RopeParams p) {
       make_float2(c * p.attention_factor, s * p.attention_factor);
 }
 
-/// What a head's values are quantised with, as on the CPU (ops/cpu/quantise_inl.h): the least and
-/// the largest become -127.5 and 127.5, and a head with a value that is not finite not-a-number.
-/// `fixed` takes the range's place where it is given. By all lanes of a head; those without values
-/// say so.
-template <int kLanes>
-__device__ __forceinline__ ops::KvScale kv_scale(const float (&x)[8], bool here,
-                                                 const ops::KvScale* fixed) {
-  float least = here ? x[0] : INFINITY;
-  float largest = here ? x[0] : -INFINITY;
-  int finite = 1;
-  if (here) {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      finite &= isfinite(x[j]) ? 1 : 0;
-      least = fminf(least, x[j]);
-      largest = fmaxf(largest, x[j]);
-    }
-  }
-#pragma unroll
-  for (int other = kLanes / 2; other > 0; other /= 2) {
-    least = fminf(least, __shfl_xor_sync(0xffffffffU, least, other, kLanes));
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffU, largest, other, kLanes));
-    finite &= __shfl_xor_sync(0xffffffffU, finite, other, kLanes);
-  }
-  if (finite == 0) return {0.0F, NAN};
-  if (fixed != nullptr) return *fixed;
-  // Halves first: the difference of any two finite halves is finite.
-  return {(0.5F * largest - 0.5F * least) / 127.5F, 0.5F * least + 0.5F * largest};
-}
-
-__device__ __forceinline__ uint32_t quantise4(const float* x, ops::KvScale s) {
-  const float scale = s.scale > 0.0F ? s.scale : 1.0F;
-  uint32_t word = 0;
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    // The bound comes second: it takes the place of what is not a number.
-    const float q = fminf(fmaxf((x[j] - s.zero) / scale, -128.0F), 127.0F);
-    word |= (static_cast<uint32_t>(__float2int_rn(q)) & 0xffU) << (8 * j);
-  }
-  return word;
-}
-
 /// The factor of Q at a position from logn_len on. Apart from the kernel: two logarithms of doubles
 /// are more code than all the rest, and few models take this path.
 __device__ __noinline__ float logn_scale(int position, int logn_len) {
@@ -119,19 +79,9 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
                                               (size_t(t) * all_heads + head) * dim +
                                               min(lane * 8, dim - 8));
   }
-  const int apart = p.rotary_dim / 16;
-  const int partner = lane < apart ? lane + apart : lane < 2 * apart ? lane - apart : lane;
-  const bool rotated = lane < 2 * apart;
-  float4 angles[4] = {};  // cosine, sine, cosine, sine
-  if (rotated) {
-    const auto* from = reinterpret_cast<const float4*>(
-        p.cos_sin + (size_t(t) * (p.rotary_dim / 2) + min(lane, partner) * 8) * 2);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) angles[j] = from[j];
-  }
+  const HeadRotation rotation(p.cos_sin + size_t(t) * p.rotary_dim, p.rotary_dim, lane);
   const int32_t block = p.batch.block_tables[size_t(sequence) * size_t(p.batch.block_table_stride) +
                                              position / ops::kBlockTokens];
-  const float sign = lane < apart ? -1.0F : 1.0F;
   const bool stretched = p.logn_len > 0 && position >= p.logn_len;
   const float logn = stretched ? logn_scale(position, p.logn_len) : 1.0F;
 
@@ -146,34 +96,10 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
     for (int j = 0; j < 8; ++j) x[j] = here ? to_float(in[i].v[j]) : 0.0F;
 
     if (p.q_norm != nullptr || p.k_norm != nullptr) {
-      float sum = 0.0F;
-#pragma unroll
-      for (int j = 0; j < 8; ++j) sum += x[j] * x[j];
-#pragma unroll
-      for (int other = kLanes / 2; other > 0; other /= 2) {
-        sum += __shfl_xor_sync(0xffffffffU, sum, other, kLanes);
-      }
       const float* weight = is_v ? nullptr : is_q ? p.q_norm : p.k_norm;
-      if (weight != nullptr && here) {
-        const float scale = 1.0F / sqrtf(sum / static_cast<float>(dim) + p.norm_eps);
-        float w[8];
-        load8(weight + lane * 8, w);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) x[j] = x[j] * scale * w[j];
-      }
+      norm_head<kLanes>(x, weight, here, lane, dim, p.norm_eps);
     }
-
-    float y[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) y[j] = __shfl_sync(0xffffffffU, x[j], partner, kLanes);
-    if (here && !is_v && rotated) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float4 a = angles[j];
-        x[2 * j] = x[2 * j] * a.x + y[2 * j] * (sign * a.y);
-        x[2 * j + 1] = x[2 * j + 1] * a.z + y[2 * j + 1] * (sign * a.w);
-      }
-    }
+    rotation.turn<kLanes>(x, here && !is_v);
 
     const int part = head - p.heads;  // K heads come first in a layer, then V heads, as in qkv
     ops::KvScale scale = {};
@@ -260,9 +186,14 @@ void qkv(const ops::QkvParams& p, ops::DType act, cudaStream_t stream) {
       if (int8) return run_on(lanes, std::true_type{});
       run_on(lanes, std::false_type{});
     };
-    if (p.head_dim <= 64) return run(std::integral_constant<int, 8>{});
-    if (p.head_dim <= 128) return run(std::integral_constant<int, 16>{});
-    run(std::integral_constant<int, 32>{});
+    switch (head_lanes(p.head_dim)) {
+      case 8:
+        return run(std::integral_constant<int, 8>{});
+      case 16:
+        return run(std::integral_constant<int, 16>{});
+      default:
+        return run(std::integral_constant<int, 32>{});
+    }
   });
 }
 
