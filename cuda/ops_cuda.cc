@@ -94,6 +94,15 @@ Backend::~Backend() {
   (void)cudaStreamSynchronize(own_stream.get());
 }
 
+/// One operation instead of two saves a start. But beside the small QKV operation attention would
+/// find its work and ask for its first keys; after a product of cuBLASLt's, as there are for more
+/// sequences than these, it would do that only once the product has ended.
+bool attention_makes_qkv(const Backend& b, const ops::QkvParams& p) {
+  constexpr int kMostSequences = 96;
+  return p.batch.num_decode == p.batch.num_tokens && p.batch.num_decode <= kMostSequences &&
+         supports_attention_qkv(p, b.act);
+}
+
 void attention(Backend& b, const ops::AttentionParams& p, cudaStream_t stream) {
   if (p.batch.num_decode > 0) {
     if (!supports_attention_decode(p)) {
@@ -109,6 +118,7 @@ void attention(Backend& b, const ops::AttentionParams& p, cudaStream_t stream) {
     attention_decode(p, b.act, workspace, stream);
   }
   if (p.batch.num_sequences > p.batch.num_decode) {
+    if (p.qkv != nullptr) throw Error(ErrorCode::kInternal, "attention: qkv of prompt tokens");
     if (!supports_attention_prefill(p)) {
       throw_unsupported("attention of head_dim " + std::to_string(p.head_dim));
     }
@@ -232,6 +242,9 @@ Ops cuda_ops(int32_t device, DType act_dtype) {
   ops.rope = gpu::call_plain<RopeParams, gpu::rope>;
   ops.qkv = gpu::call<QkvParams, gpu::qkv>;
   ops.attention = gpu::call_with_backend<AttentionParams, gpu::attention>;
+  ops.attention_makes_qkv = [](void* self, const QkvParams& p) {
+    return gpu::attention_makes_qkv(gpu::backend(self), p);
+  };
   ops.gather = gpu::call<GatherParams, gpu::gather>;
   ops.copy_block = gpu::call_plain<CopyBlockParams, gpu::copy_block>;
   ops.sample = gpu::call_plain<SampleParams, gpu::sample>;

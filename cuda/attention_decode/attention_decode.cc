@@ -13,6 +13,11 @@ namespace {
 using decode::kMaxBlocksPerSm;
 constexpr int kMaxStages = 6;
 
+bool supports_heads(int heads, int kv_heads, int d) {
+  return (d == 64 || d == 80 || d == 96 || d == 128 || d == 256) && kv_heads > 0 &&
+         heads % kv_heads == 0 && heads / kv_heads <= 16;
+}
+
 size_t counter_bytes(int32_t sequences, int32_t kv_heads) {
   return (size_t(sequences) * kv_heads * sizeof(int32_t) + 255) / 256 * 256;
 }
@@ -23,9 +28,12 @@ decode::LaunchPlan plan_launch(const ops::AttentionParams& p) {
   const int group = p.heads / p.kv_heads;
   const int element = p.kv.dtype == ops::DType::kI8 ? 1 : 2;
   const int stage = decode::stage_bytes(p.head_dim, element);
+  // Also where nobody parks, so that both ways to the same result have the same plan.
+  const int parking = element == 1 ? decode::kParkingBytes : 0;
   for (int per_sm = decode::blocks_per_sm(p.head_dim, element); per_sm > 0; --per_sm) {
     const int grid = per_sm * device.sms;
-    const int fixed = decode::fixed_bytes(group, p.head_dim, grid, p.batch.num_decode) + 128;
+    const int fixed =
+        decode::fixed_bytes(group, p.head_dim, grid, p.batch.num_decode) + 128 + parking;
     const int room = (device.shared_bytes + 1024) / per_sm - 1024 - fixed;
     const int stages = std::min(kMaxStages, room / stage);
     if (stages >= (per_sm == 1 ? 1 : 2)) return {grid, stages, stages * stage + fixed};
@@ -44,11 +52,16 @@ size_t decode_workspace_bytes(int32_t max_sequences, int32_t heads, int32_t kv_h
 }
 
 bool supports_attention_decode(const ops::AttentionParams& p) {
-  const int d = p.head_dim;
-  return (d == 64 || d == 80 || d == 96 || d == 128 || d == 256) && p.kv_heads > 0 &&
-         p.heads % p.kv_heads == 0 && p.heads / p.kv_heads <= 16 &&
+  return supports_heads(p.heads, p.kv_heads, p.head_dim) &&
          (p.kv.dtype == ops::DType::kF16 || p.kv.dtype == ops::DType::kBF16 ||
           p.kv.dtype == ops::DType::kI8);
+}
+
+bool supports_attention_qkv(const ops::QkvParams& p, ops::DType act) {
+  const bool pool =
+      p.kv.dtype == act || (p.kv.dtype == ops::DType::kI8 && p.head_dim == decode::kMakingInt8Dim);
+  return supports_heads(p.heads, p.kv_heads, p.head_dim) && pool && p.rotary_dim == p.head_dim &&
+         p.logn_len == 0;
 }
 
 void attention_decode(const ops::AttentionParams& p, ops::DType act, DecodeWorkspace& workspace,
@@ -61,6 +74,9 @@ void attention_decode(const ops::AttentionParams& p, ops::DType act, DecodeWorks
                     std::to_string(p.heads) + "/" + std::to_string(p.kv_heads) +
                     " heads or this KV type is not supported");
   }
+  if (p.qkv != nullptr && !supports_attention_qkv(*p.qkv, act)) {
+    throw Error(ErrorCode::kUnsupported, "attention_decode: this QKV operation is one of its own");
+  }
   const decode::LaunchPlan plan = plan_launch(p);
   const size_t needed = decode_workspace_bytes(p.batch.num_decode, p.heads, p.kv_heads, p.head_dim);
   if (workspace.bytes < needed) {
@@ -71,6 +87,11 @@ void attention_decode(const ops::AttentionParams& p, ops::DType act, DecodeWorks
   const int group = p.heads / p.kv_heads;
   decode::Params params = {};
   params.q = p.q;
+  if (p.qkv != nullptr) {
+    params.q = p.qkv->qkv;
+    params.making = {p.qkv->cos_sin, p.qkv->q_norm, p.qkv->k_norm, p.qkv->kv_static,
+                     p.qkv->norm_eps};
+  }
   params.out = p.out;
   params.kv = p.kv.base;
   params.context_len = p.batch.context_len;
@@ -91,7 +112,13 @@ void attention_decode(const ops::AttentionParams& p, ops::DType act, DecodeWorks
   params.block_table_stride = p.batch.block_table_stride;
   params.stages = plan.stages;
   params.few_owners = std::min(plan.grid, 2 * device_info().sms);
-  (int8 ? decode::launch_int8 : decode::launch_16bit)(act, p.head_dim, params, plan, stream);
+  if (p.qkv == nullptr) {
+    (int8 ? decode::launch_int8 : decode::launch_16bit)(act, p.head_dim, params, plan, stream);
+  } else if (int8) {
+    decode::launch_making_int8(act, params, plan, stream);
+  } else {
+    decode::launch_making_16bit(act, p.head_dim, params, plan, stream);
+  }
 }
 
 }  // namespace treadle::cuda

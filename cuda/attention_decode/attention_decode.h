@@ -37,7 +37,16 @@ bool supports_attention_decode(const ops::AttentionParams& p);
 /// On sm_90 it is launched as a programmatic dependent: no kernel since the last copy in the stream
 /// may write context_len, block_tables or the pages of any block but each sequence's last (q and
 /// the newest keys it may).
+///
+/// With p.qkv (where supports_attention_qkv() says so) the kernel also does the work of that
+/// operation: its queries are rounded to `act` as there, and pages and output are equal to the bit
+/// to those of the two operations. Then no kernel since the last copy may write pages at all.
 void attention_decode(const ops::AttentionParams& p, ops::DType act, DecodeWorkspace& workspace,
                       cudaStream_t stream);
+
+/// Whether attention_decode takes these as AttentionParams::qkv: heads as supported above, all of
+/// their columns rotated, no logn scaling, a pool of type `act`, or of int8 with head_dim 128 or
+/// 256.
+bool supports_attention_qkv(const ops::QkvParams& p, ops::DType act);
 
 }  // namespace treadle::cuda

@@ -8,8 +8,9 @@ void launch_16bit(ops::DType act, int head_dim, const Params& params, const Laun
                   cudaStream_t stream) {
   with_half_type(act, [&](auto type) {
     using T = typename decltype(type)::type;
-    with_head_dim(head_dim,
-                  [&](auto dim) { run<Keys16Bit<T, decltype(dim)::value>>(params, plan, stream); });
+    with_head_dim(head_dim, [&](auto dim) {
+      run<Keys16Bit<T, decltype(dim)::value>, false>(params, plan, stream);
+    });
   });
 }
 

@@ -11,9 +11,9 @@ void launch_int8(ops::DType act, int head_dim, const Params& params, const Launc
     with_head_dim(head_dim, [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
       if (params.heads / params.kv_heads <= 8) {
-        run<KeysInt8<T, kDim, 1>>(params, plan, stream);
+        run<KeysInt8<T, kDim, 1>, false>(params, plan, stream);
       } else {
-        run<KeysInt8<T, kDim, 2>>(params, plan, stream);
+        run<KeysInt8<T, kDim, 2>, false>(params, plan, stream);
       }
     });
   });

@@ -12,8 +12,11 @@
 
 #include <type_traits>
 
+#include "attention_decode/newest.cuh"
 #include "attention_decode/plan.cuh"
+#include "common/head.cuh"
 #include "common/int8.cuh"
+#include "common/quantise.cuh"
 
 namespace treadle::cuda::decode {
 
@@ -50,6 +53,7 @@ struct KeysInt8 {
   static constexpr int kScales = 2 * kHalf;  // of K, then of V
   static constexpr int kScaleBytes = kWarpKeys * 8;
   static constexpr int kStageBytes = kScales + 2 * kScaleBytes;
+  using Raw = NewestRaw<T, kDim>;
   static constexpr WholeTiles kWholeTiles = {16, 16};
   // A lane's contiguous bytes of a row.
   static constexpr int kBytesK = kDim % 64 == 0 ? 16 : kDim % 32 == 0 ? 8 : 4;
@@ -144,6 +148,60 @@ struct KeysInt8 {
     }
   }
 
+  /// The newest key and value, which wait in shared memory: no register is free for them.
+  class Newest {
+   public:
+    explicit __device__ Newest(uint8_t* parking)
+        : parked_(shared_address(parking) + threadIdx.x * (16 * Raw::kPasses)) {}
+
+    /// Makes them and writes them to the pool.
+    __device__ __forceinline__ void make(const Params& p, const Raw& raw, const Tile& tile,
+                                         const float* cos_sin, int lane) const {
+      const Place place = place_of(p, raw.block, tile.kv_head);
+      auto* pool = static_cast<uint8_t*>(p.kv);
+      const int slot = (tile.length - 1) % 64;
+      raw.make(p.making, cos_sin, lane, [&](int pass, const float(&values)[8]) {
+        const bool here = Raw::here(pass, lane);
+        const int part = Raw::part_of(pass, lane);
+        const bool fixed = p.making.kv_static != nullptr && here;
+        const ops::KvScale scale = kv_scale<Raw::kLanes>(
+            values, here, fixed ? p.making.kv_static + part * p.kv_heads + tile.kv_head : nullptr);
+        if (!here) return;
+        const auto words = make_uint2(quantise4(values, scale), quantise4(values + 4, scale));
+        store_shared_16(parked_ + pass * 16,
+                        make_uint4(words.x, words.y, __float_as_uint(scale.scale),
+                                   __float_as_uint(scale.zero)));
+        if (raw.block < 0) return;
+        const int eight = Raw::eight_of(lane);
+        uint8_t* page = pool + int64_t{place.page} * 512 + part * p.kv_heads * (64 * kDim);
+        reinterpret_cast<uint2*>(page + slot * kDim)[eight] = words;
+        if (eight == 0) {
+          reinterpret_cast<ops::KvScale*>(pool + (int64_t{place.scales} + part * p.kv_heads) *
+                                                     512)[slot] = scale;
+        }
+      });
+    }
+
+    /// Writes them to row r of a stage.
+    __device__ __forceinline__ void put(uint32_t stage, int r, int lane) const {
+#pragma unroll
+      for (int pass = 0; pass < Raw::kPasses; ++pass) {
+        if (!Raw::here(pass, lane)) continue;
+        const int part = Raw::part_of(pass, lane);
+        const int eight = Raw::eight_of(lane);
+        const uint4 x = load_shared_16(parked_ + pass * 16);
+        const int at = part == 0 ? at_k(r, eight * 8) : kHalf + at_v(r, eight * 8);
+        store_shared_8(stage + at, make_uint2(x.x, x.y));
+        if (eight == 0) {
+          store_shared_8(stage + kScales + part * kScaleBytes + r * 8, make_uint2(x.z, x.w));
+        }
+      }
+    }
+
+   private:
+    uint32_t parked_;
+  };
+
   /// The query heads of a KV head as the B operand, columns of the head in the order in which K's
   /// bytes come; heads past the group are zero.
   struct Query {
@@ -152,6 +210,108 @@ struct KeysInt8 {
     float unit;            // what q here must be multiplied by
 
     __device__ void load(const T* rows, int group, int lane) {
+      fetch(rows, group, lane);
+      finish(lane);
+    }
+
+    /// The same of rows of the projection, with norm and RoPE; cos_sin of their token.
+    __device__ void make(const T* rows, const Making& making, const float* cos_sin, int group,
+                         int lane) {
+      // A lane has 16 columns of each 64, so that both numbers of a pair are in it.
+      static_assert(kDim % 128 == 0);
+      fetch(rows, group, lane);
+      const int first = (lane & 3) * 4;  // of its columns, in units of four
+      float4 angles[kSteps / 2][2];
+#pragma unroll
+      for (int step = 0; step < kSteps / 2; ++step) {
+        const auto* from =
+            reinterpret_cast<const float4*>(cos_sin) + (step / 4 * 16 + first + step % 4) * 2;
+        angles[step][0] = from[0];
+        angles[step][1] = from[1];
+      }
+#pragma unroll
+      for (auto& tile : b) {
+        float4 x[kSteps];
+        if (making.q_norm != nullptr) {
+          float4 w[kSteps];
+#pragma unroll
+          for (int step = 0; step < kSteps; ++step) {
+            w[step] =
+                reinterpret_cast<const float4*>(making.q_norm)[step / 4 * 16 + first + step % 4];
+          }
+#pragma unroll
+          for (int step = 0; step < kSteps; ++step) x[step] = unpack4(tile[step]);
+          norm(x, w, making.norm_eps);
+        } else {
+#pragma unroll
+          for (int step = 0; step < kSteps; ++step) x[step] = unpack4(tile[step]);
+        }
+#pragma unroll
+        for (int step = 0; step < kSteps / 2; ++step) {
+          const float4 low = x[step];
+          const float4 high = x[step + kSteps / 2];
+          const float4 s = angles[step][0];
+          const float4 t = angles[step][1];
+          auto& to = tile[step];
+          to[0] = pack2<T>(turned(low.x, high.x, s.x, -s.y), turned(low.y, high.y, s.z, -s.w));
+          to[1] = pack2<T>(turned(low.z, high.z, t.x, -t.y), turned(low.w, high.w, t.z, -t.w));
+          auto& far = tile[step + kSteps / 2];
+          far[0] = pack2<T>(turned(high.x, low.x, s.x, s.y), turned(high.y, low.y, s.z, s.w));
+          far[1] = pack2<T>(turned(high.z, low.z, t.x, t.y), turned(high.w, low.w, t.z, t.w));
+        }
+      }
+      finish(lane);
+    }
+
+   private:
+    static constexpr int kSteps = kDim / 16;  // of four columns a lane
+
+    static __device__ __forceinline__ float4 unpack4(const uint32_t (&pairs)[2]) {
+      const float2 low = unpack2<T>(pairs[0]);
+      const float2 high = unpack2<T>(pairs[1]);
+      return make_float4(low.x, low.y, high.x, high.y);
+    }
+
+    /// In the order of head.cuh. Two steps are eight columns, and of each 64 columns the four lanes
+    /// of a head have eights 0 and 1, 2 and 3, and so on.
+    static __device__ __forceinline__ void norm(float4 (&x)[kSteps], const float4 (&w)[kSteps],
+                                                float eps) {
+      constexpr int kGroups = kSteps / 4;  // of 64 columns
+      float pairs[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float eights[2];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          float sum[kGroups];
+#pragma unroll
+          for (int g = 0; g < kGroups; ++g) {
+            const float4& four = x[g * 4 + h * 2 + i / 2];
+            sum[g] = i % 2 == 0 ? squares(four.x, four.y) : squares(four.z, four.w);
+          }
+#pragma unroll
+          for (int half = kGroups / 2; half > 0; half /= 2) {
+#pragma unroll
+            for (int g = 0; g < kGroups; ++g) {
+              if (g < half) sum[g] += sum[g + half];
+            }
+          }
+          sum[0] += __shfl_xor_sync(0xffffffffU, sum[0], 2);
+          eights[h] = sum[0] + __shfl_xor_sync(0xffffffffU, sum[0], 1);
+        }
+        pairs[i] = eights[0] + eights[1];
+      }
+      const float scale =
+          inverse_rms(sum_of_pairs(pairs[0], pairs[1], pairs[2], pairs[3]), kDim, eps);
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        x[step] =
+            make_float4(normed(x[step].x, scale, w[step].x), normed(x[step].y, scale, w[step].y),
+                        normed(x[step].z, scale, w[step].z), normed(x[step].w, scale, w[step].w));
+      }
+    }
+
+    __device__ __forceinline__ void fetch(const T* rows, int group, int lane) {
       constexpr int kWords = kBytesK / 4;
       const int c = lane & 3;
 #pragma unroll
@@ -166,6 +326,10 @@ struct KeysInt8 {
           b[t][step][1] = four.y;
         }
       }
+    }
+
+    __device__ __forceinline__ void finish(int lane) {
+      const int c = lane & 3;
       unit = 1.0F;
       if constexpr (std::is_same_v<T, __nv_bfloat16>) to_half();
 #pragma unroll

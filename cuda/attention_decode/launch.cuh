@@ -8,9 +8,9 @@
 
 namespace treadle::cuda::decode {
 
-template <class Keys>
+template <class Keys, bool kMakes>
 void run(const Params& params, const LaunchPlan& plan, cudaStream_t stream) {
-  auto* kernel = attention_decode_kernel<Keys>;
+  auto* kernel = attention_decode_kernel<Keys, kMakes>;
   check(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes),
       "attention_decode: shared memory");

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "ops/types.h"
+
 namespace treadle::cuda::decode {
 
 constexpr int kWarps = 4;
@@ -11,10 +13,20 @@ constexpr int kWarpKeys = 16;  // of a block of 64
 constexpr int kPartShift = 4;  // log2 of kWarpKeys
 constexpr int kBlockShift = 6;
 
+/// For a launch that does the QKV operation's work as well: q of Params is then the projection,
+/// [num_decode][heads + 2 * kv_heads][head_dim]. All columns of a head are rotated.
+struct Making {
+  const float* cos_sin;  // [num_decode][head_dim / 2][2]
+  const float* q_norm;   // [head_dim] or null
+  const float* k_norm;
+  const ops::KvScale* kv_static;  // [2][kv_heads] or null, as in ops::QkvParams
+  float norm_eps;
+};
+
 struct Params {
-  const void* q;   // [num_decode][heads][head_dim]
-  void* out;       // like q
-  const void* kv;  // the pool
+  const void* q;  // [num_decode][heads][head_dim]
+  void* out;      // like q
+  void* kv;       // the pool, written only with `making`
   const int32_t* context_len;
   const int32_t* block_tables;
   int32_t* counters;  // [num_decode][kv_heads] parts of a tile that have arrived
@@ -26,6 +38,7 @@ struct Params {
   int32_t num_decode, block_table_stride;
   int32_t stages;
   int32_t few_owners;  // thread blocks that share a little work, at most the grid
+  Making making;
 };
 
 /// Floats in which the warps' sums meet: [4 warps][group][head_dim], later the parts' weights
@@ -40,6 +53,10 @@ constexpr int merge_floats(int group, int dim, int grid) {
 constexpr int fixed_bytes(int group, int dim, int grid, int sequences) {
   return 4 * (merge_floats(group, dim, grid) + kWarps * 16 * 2 + 2 * sequences + 1);
 }
+
+/// Bytes behind them (from a multiple of 16 on) where the newest keys and values of an int8 pool
+/// wait with their KvScales: for each thread eight of K or V.
+constexpr int kParkingBytes = kThreads * 16;
 
 /// Thread blocks of a multiprocessor, where their rings fit. Making halves of int8 takes more warps
 /// at work than waiting for memory does.

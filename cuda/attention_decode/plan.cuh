@@ -10,10 +10,11 @@ namespace treadle::cuda::decode {
 
 /// The dynamic shared memory after the rings of stages.
 struct Shared {
-  float* merge;     // [4 warps][group][head_dim], or the parts' weights [group][grid]
-  float* stats;     // [4][16][2]
-  int32_t* starts;  // [num_decode + 1] first item of each sequence
-  int32_t* length;  // [num_decode]
+  float* merge;      // [4 warps][group][head_dim], or the parts' weights [group][grid]
+  float* stats;      // [4][16][2]
+  int32_t* starts;   // [num_decode + 1] first item of each sequence
+  int32_t* length;   // [num_decode]
+  uint8_t* parking;  // kParkingBytes, of the newest keys and values of int8
 
   __device__ Shared(const Params& p, uint8_t* after_rings, int dim) {
     const int group = p.heads / p.kv_heads;
@@ -21,6 +22,7 @@ struct Shared {
     stats = merge + merge_floats(group, dim, gridDim.x);
     starts = reinterpret_cast<int32_t*>(stats + kWarps * 16 * 2);
     length = starts + p.num_decode + 1;
+    parking = reinterpret_cast<uint8_t*>(starts + (2 * p.num_decode + 4) / 4 * 4);
   }
 };
 
@@ -110,8 +112,10 @@ __device__ inline void build_plan(const Params& p, const Shared& s, WholeTiles l
     }
   }
   Sums upto = own;
+  const int busy = (p.num_decode + run - 1) / run - warp * 32;  // lanes with sequences, or more
 #pragma unroll
   for (int d = 1; d < 32; d *= 2) {
+    if (d >= busy) break;
     const int parts = __shfl_up_sync(0xffffffffU, upto.parts, d);
     const int blocks = __shfl_up_sync(0xffffffffU, upto.blocks, d);
     if (lane >= d) {
@@ -120,7 +124,7 @@ __device__ inline void build_plan(const Params& p, const Shared& s, WholeTiles l
     }
   }
   upto.longest = __reduce_max_sync(0xffffffffU, own.longest);
-  if (lane == 31) warps[warp] = upto;
+  if (lane == min(max(busy, 1), 32) - 1) warps[warp] = upto;
   __syncthreads();
   Sums all = {};
   int parts = upto.parts - own.parts;  // of the sequences before this thread's
@@ -222,8 +226,8 @@ __device__ __forceinline__ Stretch whole_tiles(const Params& p, const Shared& s,
 template <class Keys>
 struct ItemPage {
   typename Keys::Place place;
-  // How many of the 16 exist, which 16 of the block they are, and whether the block is the
-  // sequence's newest.
+  // How many of the 16 are in the pool, which 16 of the block they are, and whether an operation
+  // right before this one may have written to the block, which is the sequence's newest.
   int facts;
 
   static __device__ int pack(int keys, int part, bool newest) {
@@ -231,7 +235,8 @@ struct ItemPage {
   }
 };
 
-template <class Keys>
+/// kMakes: the newest key is not in the pool, and the others have been there since the last step.
+template <class Keys, bool kMakes>
 __device__ __forceinline__ ItemPage<Keys> page_of(const Params& p, const Shared& s, int shift,
                                                   int near, int item, int end) {
   if (item >= end) return {{}, 0};
@@ -241,9 +246,10 @@ __device__ __forceinline__ ItemPage<Keys> page_of(const Params& p, const Shared&
   if (key >= t.length) return {{}, 0};
   const int block = key / 64;
   const int id = p.block_tables[int64_t{t.sequence} * p.block_table_stride + block];
-  return {Keys::place_of(p, id, t.kv_head),
-          ItemPage<Keys>::pack(min(t.length - key, kWarpKeys), key % 64 / kWarpKeys,
-                               block == (t.length - 1) / 64)};
+  const int keys = kMakes ? min(t.length - 1 - key, kWarpKeys) : min(t.length - key, kWarpKeys);
+  return {
+      Keys::place_of(p, id, t.kv_head),
+      ItemPage<Keys>::pack(keys, key % 64 / kWarpKeys, !kMakes && block == (t.length - 1) / 64)};
 }
 
 template <class T>
@@ -258,7 +264,37 @@ __device__ __forceinline__ void add4(float4& sum, float w, float4 x) {
   sum.w += w * x.w;
 }
 
-/// All threads: the warps' scaled sums lie in areas.merge, their statistics in areas.stats.
+/// All threads: brings the four warps' sums to one maximum and leaves them in areas.merge, with
+/// their statistics in areas.stats.
+template <int kDim, class Sums>
+__device__ __forceinline__ void merge_warps(const Params& p, const Shared& s, const Sums& sums,
+                                            int warp, int lane) {
+  const int group = p.heads / p.kv_heads;
+  float* stats = s.stats;  // [4 warps][16 rows][max, sum]
+  __syncthreads();         // the areas are free again
+  if (Sums::tells(lane)) {
+#pragma unroll
+    for (int i = 0; i < Sums::kRows; ++i) {
+      const int at = warp * 16 + Sums::row_of(i, lane);
+      stats[at * 2] = sums.max[i];
+      stats[at * 2 + 1] = sums.sum[i];
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < Sums::kRows; ++i) {
+    const int r = Sums::row_of(i, lane);
+    if (r >= group) continue;
+    float top = stats[r * 2];
+#pragma unroll
+    for (int w = 1; w < kWarps; ++w) top = fmaxf(top, stats[(w * 16 + r) * 2]);
+    const float factor = top == -INFINITY ? 0.0F : exp2_approx((sums.max[i] - top) * p.scale_log2);
+    sums.write(i, factor, s.merge + (warp * group + r) * kDim, lane);
+  }
+  __syncthreads();
+}
+
+/// All threads, after merge_warps().
 template <class T, int kDim>
 __device__ __forceinline__ void finish_tile(const Params& p, const Shared& s, const Plan& plan,
                                             const Tile& tile, Stretch mine) {

@@ -43,6 +43,18 @@ struct alignas(16) Vec8 {
   T v[8];
 };
 
+/// The two values of a register.
+template <class T>
+__device__ __forceinline__ float2 unpack2(uint32_t pair);
+template <>
+__device__ __forceinline__ float2 unpack2<__half>(uint32_t pair) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
+template <>
+__device__ __forceinline__ float2 unpack2<__nv_bfloat16>(uint32_t pair) {
+  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000U));
+}
+
 /// `from` is aligned to 16 bytes.
 template <class T>
 __device__ __forceinline__ void load8(const T* from, float (&x)[8]) {

@@ -1,5 +1,5 @@
-// The CPU backend behaving as a device does: results of a step arrive when it is waited for, and
-// steps can be queued behind a running one.
+// The CPU backend behaving as a device does: results of a step arrive when it is waited for, steps
+// can be queued behind a running one, and attention of decode tokens does the QKV operation's work.
 #pragma once
 
 #include <cstring>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ops/ops.h"
+#include "treadle/error.h"
 
 namespace treadle::testing {
 
@@ -56,6 +57,24 @@ inline ops::Ops overlap_ops(int32_t num_threads) {
   table.synchronize = [](void* self, ops::Stream) {
     Downloads& all = downloads(self);
     all.arrive(all.open++);
+  };
+  table.attention_makes_qkv = [](void*, const ops::QkvParams& p) {
+    return p.batch.num_decode == p.batch.num_tokens;
+  };
+  table.attention = [](void* self, const ops::AttentionParams& p, ops::Stream stream) {
+    const ops::Ops& cpu = downloads(self).cpu;
+    ops::AttentionParams rest = p;
+    rest.qkv = nullptr;
+    if (p.qkv != nullptr) {
+      if (p.batch.num_decode != p.batch.num_tokens) {
+        throw Error(ErrorCode::kInternal, "overlap_ops: prompt tokens with AttentionParams::qkv");
+      }
+      rest.q = p.qkv->q_out;
+      cpu.qkv(self, *p.qkv, stream);
+    } else if (p.batch.num_decode == p.batch.num_tokens) {
+      throw Error(ErrorCode::kInternal, "overlap_ops: a decode step without AttentionParams::qkv");
+    }
+    cpu.attention(self, rest, stream);
   };
   table.destroy = [](void* self) {
     const ops::Ops cpu = downloads(self).cpu;

@@ -125,6 +125,7 @@ void run(const std::string& path, Report& report, bool own_attention, int32_t qu
   ops::Ops table = ops::cuda_ops(0);
   if (!own_attention) {
     table.attention = reference_attention;
+    table.attention_makes_qkv = nullptr;
     table.replay = nullptr;  // it waits for the device, which cannot be recorded
   }
   const auto gpu = load(path, table, quant_policy);

@@ -106,11 +106,31 @@ void Decoder::load(const DecoderInput& input) {
   batch_.token_sequence = put(input.token_sequence);
   batch_.positions = put(input.positions);
   ops_.upload(ops_.self, integers_, staging_.data(), staging_.size() * sizeof(int32_t), stream_);
+  attention_makes_qkv_ =
+      ops_.attention_makes_qkv != nullptr && ops_.attention_makes_qkv(ops_.self, qkv_params({}, 0));
+}
+
+ops::QkvParams Decoder::qkv_params(const LayerWeights& layer, int32_t index) const {
+  const ops::KvScale* ranges = weights_.kv_static;
+  if (ranges != nullptr) ranges += size_t{2} * index * kv_.kv_heads;
+  return {.qkv = qkv_out_,
+          .q_out = q_,
+          .q_norm = layer.q_norm,
+          .k_norm = layer.k_norm,
+          .cos_sin = cos_sin_,
+          .rotary_dim = spec_.rope.rotary_dim,
+          .norm_eps = spec_.norm_eps,
+          .logn_len = spec_.logn_len,
+          .heads = spec_.num_heads,
+          .kv_heads = spec_.num_kv_heads,
+          .head_dim = spec_.head_dim,
+          .layer = index,
+          .kv = kv_,
+          .kv_static = ranges,
+          .batch = batch_};
 }
 
 void Decoder::attention_block(const LayerWeights& layer, int32_t index, int32_t num_tokens) {
-  const ops::KvScale* ranges = weights_.kv_static;
-  if (ranges != nullptr) ranges += size_t{2} * index * kv_.kv_heads;
   ops_.linear(ops_.self,
               {.x = residual_,
                .weight = &layer.qkv,
@@ -119,23 +139,8 @@ void Decoder::attention_block(const LayerWeights& layer, int32_t index, int32_t 
                .y = qkv_out_,
                .num_tokens = num_tokens},
               stream_);
-  ops_.qkv(ops_.self,
-           {.qkv = qkv_out_,
-            .q_out = q_,
-            .q_norm = layer.q_norm,
-            .k_norm = layer.k_norm,
-            .cos_sin = cos_sin_,
-            .rotary_dim = spec_.rope.rotary_dim,
-            .norm_eps = spec_.norm_eps,
-            .logn_len = spec_.logn_len,
-            .heads = spec_.num_heads,
-            .kv_heads = spec_.num_kv_heads,
-            .head_dim = spec_.head_dim,
-            .layer = index,
-            .kv = kv_,
-            .kv_static = ranges,
-            .batch = batch_},
-           stream_);
+  const ops::QkvParams qkv = qkv_params(layer, index);
+  if (!attention_makes_qkv_) ops_.qkv(ops_.self, qkv, stream_);
   const bool windowed =
       spec_.sliding_window > 0 && spec_.layer_uses_window[static_cast<size_t>(index)] != 0;
   ops_.attention(ops_.self,
@@ -148,7 +153,8 @@ void Decoder::attention_block(const LayerWeights& layer, int32_t index, int32_t 
                   .head_dim = spec_.head_dim,
                   .layer = index,
                   .kv = kv_,
-                  .batch = batch_},
+                  .batch = batch_,
+                  .qkv = attention_makes_qkv_ ? &qkv : nullptr},
                  stream_);
 }
 

@@ -66,6 +66,7 @@ class Decoder {
 
  private:
   struct Layout;
+  ops::QkvParams qkv_params(const LayerWeights& layer, int32_t index) const;
   void attention_block(const LayerWeights& layer, int32_t index, int32_t num_tokens);
   void mlp_block(const LayerWeights& layer, char* residual, int32_t num_tokens);
   void add_projection(const ops::LinearWeight& weight, const char* x, char* residual,
@@ -80,6 +81,7 @@ class Decoder {
   ops::Stream stream_;
   int32_t max_logit_rows_ = 0;
   size_t workspace_bytes_ = 0;
+  bool attention_makes_qkv_ = false;  // in the loaded step
 
   char* workspace_ = nullptr;  // everything below lies in it
   float* inv_freq_ = nullptr;

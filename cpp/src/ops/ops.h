@@ -87,7 +87,7 @@ struct QkvParams {
 /// Causal attention over the pool, both parts of the batch: a query at position p sees keys
 /// max(0, p - window + 1) .. p (window 0 = all). Grouped heads: query head h reads h / (H / KVH).
 struct AttentionParams {
-  const void* q = nullptr;  // [T][heads][head_dim]
+  const void* q = nullptr;  // [T][heads][head_dim]; not read with `qkv`
   void* out = nullptr;      // [T][heads][head_dim]
   float scale = 1.0F;       // of q . k before the softmax
   int32_t window = 0;
@@ -97,6 +97,9 @@ struct AttentionParams {
   int32_t layer = 0;
   KvPool kv;
   SequenceBatch batch;
+  /// Or, where Ops::attention_makes_qkv says so: the operation qkv() that would come before, of the
+  /// same layer, pool and batch, and is then part of this one. Its q_out need not be written.
+  const QkvParams* qkv = nullptr;
 };
 
 /// out[r] = in[rows[r]]: the tokens whose logits are wanted.
@@ -162,6 +165,9 @@ struct Ops {
   void (*rope)(void* self, const RopeParams&, Stream) = nullptr;
   void (*qkv)(void* self, const QkvParams&, Stream) = nullptr;
   void (*attention)(void* self, const AttentionParams&, Stream) = nullptr;
+  /// Whether attention() shall do the work of this qkv(), which is of any layer: its pointers and
+  /// those of its batch do not matter. Null: never.
+  bool (*attention_makes_qkv)(void* self, const QkvParams&) = nullptr;
   void (*gather)(void* self, const GatherParams&, Stream) = nullptr;
   void (*copy_block)(void* self, const CopyBlockParams&, Stream) = nullptr;
   void (*sample)(void* self, const SampleParams&, Stream) = nullptr;
