@@ -1,14 +1,18 @@
 // The operations of a decode step of llama-3-8b as one graph, and the same with some left out: what
-// each adds to the chain, beside the time in which the weights can be read.
+// each adds to the chain, beside the time in which the weights can be read. "One op":
+// attention does the work of QKV as well; the step has what the engine would choose.
 //
-// Usage: cuda_layer_bench [int4] [context:LENGTH, default 256] [sequences, default 1 4 8 16 32 64]
+// Usage: cuda_layer_bench [int4] [kv8] [context:LENGTH, default 256]
+//                         [sequences, default 1 4 8 16 32 64]
 //
-// With int4 the layers' weights have 4 bits (groups of 128) and the head has 16.
+// With int4 the layers' weights have 4 bits (groups of 128) and the head has 16. With kv8 the KV
+// pool is int8.
 // Four layers' weights take turns, so that none is in the L2 cache when it is needed.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <vector>
 
 #include <cuda_runtime_api.h>
@@ -36,15 +40,19 @@ struct Layer {
   ops::LinearWeight qkv, o, gate_up, down;
 };
 
+/// Whether attention does the work of QKV (kOne) or there are two operations.
+enum class Qkv : uint8_t { kAsInEngine, kOne, kTwo };
+
 /// Which operations of a layer run.
 struct Parts {
   const char* name;
   bool products, split, attention, head;
+  Qkv qkv = Qkv::kAsInEngine;
 };
 
 class Model {
  public:
-  Model(const ops::Ops& ops, cudaStream_t stream, bool four_bits, int context)
+  Model(const ops::Ops& ops, cudaStream_t stream, bool four_bits, ops::DType kv, int context)
       : ops_(ops), stream_(stream) {
     for (Layer& layer : layers_) {
       layer.qkv = weight(kFeatures, kHidden, false, four_bits);
@@ -63,7 +71,7 @@ class Model {
     cos_sin_ = upload(std::vector<float>(size_t{kMaxTokens} * kHeadDim, 0.5F));
     const std::vector<uint16_t> x = random_halves(size_t{kMaxTokens} * kHidden);
     ops.upload(ops.self, residual_, x.data(), x.size() * 2, {});
-    make_batch(context);
+    make_batch(kv, context);
     ops.synchronize(ops.self, {});
   }
   ~Model() {
@@ -102,9 +110,9 @@ class Model {
   }
 
   /// kMaxTokens sequences of one token each.
-  void make_batch(int context) {
+  void make_batch(ops::DType kv, int context) {
     const int blocks = (context + ops::kBlockTokens - 1) / ops::kBlockTokens;
-    pool_ = {.dtype = ops_.act_dtype,
+    pool_ = {.dtype = kv,
              .num_blocks = kMaxTokens * blocks,
              .num_layers = kLayers,
              .kv_heads = kKvHeads,
@@ -148,20 +156,19 @@ class Model {
     for (int i = 0; i < kLayers; ++i) {
       const Layer& layer = layers_[i % kCopies];
       if (parts.products) linear(layer.qkv, residual_, qkv_, tokens, true, false, false);
-      if (parts.split) {
-        ops_.qkv(ops_.self,
-                 {.qkv = qkv_,
-                  .q_out = q_,
-                  .cos_sin = cos_sin_,
-                  .rotary_dim = kHeadDim,
-                  .heads = kHeads,
-                  .kv_heads = kKvHeads,
-                  .head_dim = kHeadDim,
-                  .layer = i,
-                  .kv = pool_,
-                  .batch = batch_},
-                 {stream_});
-      }
+      const ops::QkvParams qkv{.qkv = qkv_,
+                               .q_out = q_,
+                               .cos_sin = cos_sin_,
+                               .rotary_dim = kHeadDim,
+                               .heads = kHeads,
+                               .kv_heads = kKvHeads,
+                               .head_dim = kHeadDim,
+                               .layer = i,
+                               .kv = pool_,
+                               .batch = batch_};
+      const bool one = parts.split && parts.attention && parts.qkv != Qkv::kTwo &&
+                       (parts.qkv == Qkv::kOne || ops_.attention_makes_qkv(ops_.self, qkv));
+      if (parts.split && !one) ops_.qkv(ops_.self, qkv, {stream_});
       if (parts.attention) {
         ops_.attention(ops_.self,
                        {.q = q_,
@@ -172,7 +179,8 @@ class Model {
                         .head_dim = kHeadDim,
                         .layer = i,
                         .kv = pool_,
-                        .batch = batch_},
+                        .batch = batch_,
+                        .qkv = one ? &qkv : nullptr},
                        {stream_});
       }
       if (!parts.products) continue;
@@ -205,28 +213,37 @@ double weight_bytes(int n, int k, bool silu, bool four_bits) {
   return four_bits ? static_cast<double>(int4::layout_of(n, k, 128, silu).bytes()) : 2.0 * n * k;
 }
 
-void bench(const ops::Ops& ops, cudaStream_t stream, bool four_bits, int context,
+void bench(const ops::Ops& ops, cudaStream_t stream, bool four_bits, ops::DType kv, int context,
            const std::vector<int>& counts) {
-  Model model(ops, stream, four_bits, context);
+  Model model(ops, stream, four_bits, kv, context);
   const Parts all{"the step", true, true, true, true};
   const Parts variants[] = {all,
-                            {"no head", true, true, true, false},
+                            {"no head, one op", true, true, true, false, Qkv::kOne},
+                            {"no head, two ops", true, true, true, false, Qkv::kTwo},
                             {"no head, attention", true, true, false, false},
                             {"products only", true, false, false, false},
-                            {"no products", false, true, true, false}};
+                            {"no products, one op", false, true, true, false, Qkv::kOne},
+                            {"no products, two ops", false, true, true, false, Qkv::kTwo}};
   const double layer_bytes = kLayers * (weight_bytes(kFeatures, kHidden, false, four_bits) +
                                         weight_bytes(kHidden, kHeads * kHeadDim, false, four_bits) +
                                         weight_bytes(2 * kInner, kHidden, true, four_bits) +
                                         weight_bytes(kHidden, kInner, false, four_bits));
   const double head_bytes = 2.0 * kHidden * kVocab;
-  std::printf("%s, %d layers%s: milliseconds\n%-20s %7s", ops::dtype_name(ops.act_dtype), kLayers,
-              four_bits ? " of int4 weights" : "", "", "limit");
+  std::printf("%s, %d layers%s, %s KV: milliseconds\n%-20s %7s", ops::dtype_name(ops.act_dtype),
+              kLayers, four_bits ? " of int4 weights" : "", ops::dtype_name(kv), "", "limit");
   for (const int tokens : counts) std::printf(" %5d seq", tokens);
-  for (const Parts& parts : variants) {
+  // Variants in turns, so that a clock that falls is nobody's advantage.
+  std::vector<std::vector<double>> seconds(std::size(variants));
+  for (const int tokens : counts) {
+    for (size_t i = 0; i < std::size(variants); ++i) {
+      seconds[i].push_back(model.seconds(tokens, variants[i]));
+    }
+  }
+  for (size_t i = 0; i < std::size(variants); ++i) {
+    const Parts& parts = variants[i];
     const double bytes = (parts.products ? layer_bytes : 0.0) + (parts.head ? head_bytes : 0.0);
     std::printf("\n%-20s %7.3f", parts.name, 1e3 * bytes / kReadLimit);
-    for (const int tokens : counts) std::printf(" %9.3f", 1e3 * model.seconds(tokens, parts));
-    std::fflush(stdout);
+    for (const double s : seconds[i]) std::printf(" %9.3f", 1e3 * s);
   }
   std::printf("\n");
 }
@@ -245,11 +262,14 @@ int main(int argc, char** argv) {
   const gpu::StreamHandle stream = gpu::make_stream();
   const ops::Ops table = ops::cuda_ops(0, ops::DType::kF16);
   bool four_bits = false;
+  ops::DType kv = table.act_dtype;
   int context = 256;
   std::vector<int> counts;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "int4") == 0) {
       four_bits = true;
+    } else if (std::strcmp(argv[i], "kv8") == 0) {
+      kv = ops::DType::kI8;
     } else if (std::strncmp(argv[i], "context:", 8) == 0) {
       context = std::max(std::atoi(argv[i] + 8), 1);
     } else {
@@ -257,7 +277,7 @@ int main(int argc, char** argv) {
     }
   }
   if (counts.empty()) counts = {1, 4, 8, 16, 32, 64};
-  gpu::bench(table, stream.get(), four_bits, context, counts);
+  gpu::bench(table, stream.get(), four_bits, kv, context, counts);
   table.destroy(table.self);
   return 0;
 }
