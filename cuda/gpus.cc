@@ -1,9 +1,11 @@
 // What the driver offers, and what of it this build and a model can use.
+#include <algorithm>
 #include <string>
 
 #include <cuda_runtime_api.h>
 
 #include "attention_decode/attention_decode.h"
+#include "attention_decode/params.h"
 #include "attention_prefill/attention_prefill.h"
 #include "common/device.h"
 #include "ops/cuda.h"
@@ -29,6 +31,22 @@ Gpu describe(int device) {
                   std::string(cuda::kArchitectures) + " (TREADLE_CUDA_ARCHS chooses)";
   }
   return gpu;
+}
+
+/// Most shared memory of a thread block on any GPU; 0 without one.
+int most_shared_bytes() {
+  int count = 0;
+  int most = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+  for (int device = 0; device < count; ++device) {
+    int bytes = 0;
+    if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
+        cudaSuccess) {
+      most = std::max(most, bytes);
+    }
+  }
+  (void)cudaGetLastError();
+  return most;
 }
 
 }  // namespace
@@ -70,6 +88,13 @@ std::string cuda_cannot_run(const GpuModel& model) {
            std::to_string(model.heads) + " heads, " + std::to_string(model.kv_heads) +
            " of keys and values (head_dim 64, 80, 96, 128 or 256, at most 16 heads to each of "
            "them)";
+  }
+  const int needed = cuda::decode::least_shared_bytes(model.heads / model.kv_heads, model.head_dim);
+  if (const int there = most_shared_bytes(); there != 0 && there < needed) {
+    return "head_dim " + std::to_string(model.head_dim) + " with " + std::to_string(model.heads) +
+           " heads, " + std::to_string(model.kv_heads) + " of keys and values, needs " +
+           std::to_string(needed >> 10) + " KB of shared memory, and this GPU has " +
+           std::to_string(there >> 10);
   }
   if (model.rotary_dim % 16 != 0) {
     return "no GPU kernel for rotary dimensions that are no multiple of 16: " +

@@ -71,4 +71,11 @@ constexpr int stage_bytes(int dim, int element_bytes) {
   return 2 * 64 * (dim * element_bytes + (element_bytes == 1 ? 8 : 0));
 }
 
+/// Shared memory that a thread block needs at least for a 16-bit pool and a few hundred sequences.
+constexpr int least_shared_bytes(int group, int dim) {
+  constexpr int kGrid = 256;
+  constexpr int kSequences = 256;
+  return fixed_bytes(group, dim, kGrid, kSequences) + 128 + stage_bytes(dim, 2);
+}
+
 }  // namespace treadle::cuda::decode

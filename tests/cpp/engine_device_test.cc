@@ -1,6 +1,7 @@
 // Which device "auto", "cpu", "cuda" and "cuda:N" mean, by what there is.
 #include <string>
 
+#include "attention_decode/params.h"
 #include "common/architectures.h"
 #include "engine/device.h"
 #include "engine_testing.h"
@@ -117,6 +118,16 @@ TEST(EngineDevice, CodeRunsOnWhatItWasCompiledFor) {
   EXPECT_EQ(code_for("100f", 103), 100);
   EXPECT_EQ(code_for("100f", 120), 0);
   EXPECT_EQ(code_for("", 80), 0);
+}
+
+// GPUs of capability 8.6 and 8.9 have 99 KB for a thread block, 8.0 has 163, 9.0 has 227.
+TEST(EngineDevice, AttentionFitsTheSharedMemoryOfAllGpusButForTheLargestHeads) {
+  using cuda::decode::least_shared_bytes;
+  constexpr int kAda = 99 << 10;
+  for (const int dim : {64, 80, 96, 128}) EXPECT_LE(least_shared_bytes(16, dim), kAda) << dim;
+  EXPECT_LE(least_shared_bytes(8, 256), kAda);
+  EXPECT_GT(least_shared_bytes(12, 256), kAda);
+  EXPECT_LE(least_shared_bytes(16, 256), 163 << 10);
 }
 
 // What this build makes of this machine: every branch leaves an engine that works or a clear error.
