@@ -12,10 +12,11 @@
 namespace treadle::cuda::testing {
 
 /// `body(wait)` queues launches on `stream` that leave `result`, by way of `between`; with `wait`
-/// it waits after each. Recorded without waiting and replayed, it must give the same to the bit.
+/// it waits after each. Recorded without waiting and replayed `runs` times, it must give the same
+/// to the bit.
 template <class T, class Body>
 void check_replays(Report& report, const StreamHandle& stream, Array<T>& result, Array<T>& between,
-                   const Body& body) {
+                   const Body& body, int runs = 20) {
   body(true);
   const std::vector<T> want = result.host();
   cudaGraph_t graph = nullptr;
@@ -26,7 +27,7 @@ void check_replays(Report& report, const StreamHandle& stream, Array<T>& result,
   const GraphHandle owned_graph(graph);
   check(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
   const GraphExecHandle owned_exec(exec);
-  for (int run = 0; run < 20; ++run) {
+  for (int run = 0; run < runs; ++run) {
     result.poison();
     between.poison();
     check(cudaGraphLaunch(exec, stream.get()), "replay");
