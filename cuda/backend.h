@@ -61,7 +61,7 @@ struct Backend {
 ops::LinearWeight make_linear(Backend&, const ops::WeightPiece* pieces, int32_t count,
                               int64_t in_features, const float* bias, bool silu_mul);
 void linear(Backend&, const ops::LinearParams&, cudaStream_t);
-bool attention_makes_qkv(const Backend&, const ops::QkvParams&);
+bool attention_makes_qkv(const Backend&, const ops::QkvParams&, const ops::LinearWeight&);
 void attention(Backend&, const ops::AttentionParams&, cudaStream_t);
 
 }  // namespace treadle::cuda

@@ -95,11 +95,14 @@ Backend::~Backend() {
 }
 
 /// One operation instead of two saves a start. But beside the small QKV operation attention would
-/// find its work and ask for its first keys; after a product of cuBLASLt's, as there are for more
-/// sequences than these, it would do that only once the product has ended.
-bool attention_makes_qkv(const Backend& b, const ops::QkvParams& p) {
-  constexpr int kMostSequences = 96;
-  return p.batch.num_decode == p.batch.num_tokens && p.batch.num_decode <= kMostSequences &&
+/// find its work and ask for its first keys, and it cannot beside every product: not before one of
+/// cuBLASLt's ends, as there are for more sequences than these, nor beside those of 4 bits for few.
+bool attention_makes_qkv(const Backend& b, const ops::QkvParams& p,
+                         const ops::LinearWeight& projection) {
+  const int least = projection.format == ops::WeightFormat::kInt4Group ? 17 : 1;
+  constexpr int kMost = 96;
+  const int sequences = p.batch.num_decode;
+  return sequences == p.batch.num_tokens && sequences >= least && sequences <= kMost &&
          supports_attention_qkv(p, b.act);
 }
 
@@ -242,8 +245,8 @@ Ops cuda_ops(int32_t device, DType act_dtype) {
   ops.rope = gpu::call_plain<RopeParams, gpu::rope>;
   ops.qkv = gpu::call<QkvParams, gpu::qkv>;
   ops.attention = gpu::call_with_backend<AttentionParams, gpu::attention>;
-  ops.attention_makes_qkv = [](void* self, const QkvParams& p) {
-    return gpu::attention_makes_qkv(gpu::backend(self), p);
+  ops.attention_makes_qkv = [](void* self, const QkvParams& p, const LinearWeight& projection) {
+    return gpu::attention_makes_qkv(gpu::backend(self), p, projection);
   };
   ops.gather = gpu::call<GatherParams, gpu::gather>;
   ops.copy_block = gpu::call_plain<CopyBlockParams, gpu::copy_block>;

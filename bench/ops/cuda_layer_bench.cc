@@ -166,8 +166,9 @@ class Model {
                                .layer = i,
                                .kv = pool_,
                                .batch = batch_};
-      const bool one = parts.split && parts.attention && parts.qkv != Qkv::kTwo &&
-                       (parts.qkv == Qkv::kOne || ops_.attention_makes_qkv(ops_.self, qkv));
+      const bool one =
+          parts.split && parts.attention && parts.qkv != Qkv::kTwo &&
+          (parts.qkv == Qkv::kOne || ops_.attention_makes_qkv(ops_.self, qkv, layer.qkv));
       if (parts.split && !one) ops_.qkv(ops_.self, qkv, {stream_});
       if (parts.attention) {
         ops_.attention(ops_.self,

@@ -58,7 +58,7 @@ inline ops::Ops overlap_ops(int32_t num_threads) {
     Downloads& all = downloads(self);
     all.arrive(all.open++);
   };
-  table.attention_makes_qkv = [](void*, const ops::QkvParams& p) {
+  table.attention_makes_qkv = [](void*, const ops::QkvParams& p, const ops::LinearWeight&) {
     return p.batch.num_decode == p.batch.num_tokens;
   };
   table.attention = [](void* self, const ops::AttentionParams& p, ops::Stream stream) {

@@ -106,8 +106,9 @@ void Decoder::load(const DecoderInput& input) {
   batch_.token_sequence = put(input.token_sequence);
   batch_.positions = put(input.positions);
   ops_.upload(ops_.self, integers_, staging_.data(), staging_.size() * sizeof(int32_t), stream_);
-  attention_makes_qkv_ =
-      ops_.attention_makes_qkv != nullptr && ops_.attention_makes_qkv(ops_.self, qkv_params({}, 0));
+  const LayerWeights& any = weights_.layers.front();
+  attention_makes_qkv_ = ops_.attention_makes_qkv != nullptr &&
+                         ops_.attention_makes_qkv(ops_.self, qkv_params(any, 0), any.qkv);
 }
 
 ops::QkvParams Decoder::qkv_params(const LayerWeights& layer, int32_t index) const {
