@@ -28,8 +28,9 @@ decode::LaunchPlan plan_launch(const ops::AttentionParams& p) {
   const int group = p.heads / p.kv_heads;
   const int element = p.kv.dtype == ops::DType::kI8 ? 1 : 2;
   const int stage = decode::stage_bytes(p.head_dim, element);
-  // Also where nobody parks, so that both ways to the same result have the same plan.
-  const int parking = element == 1 ? decode::kParkingBytes : 0;
+  // Also where nothing is parked, so that both ways to the same result have the same plan.
+  const bool parks = element == 1 && p.head_dim == decode::kMakingInt8Dim;
+  const int parking = parks ? decode::kParkingBytes : 0;
   for (int per_sm = decode::blocks_per_sm(p.head_dim, element); per_sm > 0; --per_sm) {
     const int grid = per_sm * device.sms;
     const int fixed =
