@@ -106,9 +106,6 @@ void Decoder::load(const DecoderInput& input) {
   batch_.token_sequence = put(input.token_sequence);
   batch_.positions = put(input.positions);
   ops_.upload(ops_.self, integers_, staging_.data(), staging_.size() * sizeof(int32_t), stream_);
-  const LayerWeights& any = weights_.layers.front();
-  attention_makes_qkv_ = ops_.attention_makes_qkv != nullptr &&
-                         ops_.attention_makes_qkv(ops_.self, qkv_params(any, 0), any.qkv);
 }
 
 ops::QkvParams Decoder::qkv_params(const LayerWeights& layer, int32_t index) const {
@@ -141,7 +138,9 @@ void Decoder::attention_block(const LayerWeights& layer, int32_t index, int32_t 
                .num_tokens = num_tokens},
               stream_);
   const ops::QkvParams qkv = qkv_params(layer, index);
-  if (!attention_makes_qkv_) ops_.qkv(ops_.self, qkv, stream_);
+  const bool attention_makes_qkv =
+      ops_.attention_makes_qkv != nullptr && ops_.attention_makes_qkv(ops_.self, qkv, layer.qkv);
+  if (!attention_makes_qkv) ops_.qkv(ops_.self, qkv, stream_);
   const bool windowed =
       spec_.sliding_window > 0 && spec_.layer_uses_window[static_cast<size_t>(index)] != 0;
   ops_.attention(ops_.self,
@@ -155,7 +154,7 @@ void Decoder::attention_block(const LayerWeights& layer, int32_t index, int32_t 
                   .layer = index,
                   .kv = kv_,
                   .batch = batch_,
-                  .qkv = attention_makes_qkv_ ? &qkv : nullptr},
+                  .qkv = attention_makes_qkv ? &qkv : nullptr},
                  stream_);
 }
 

@@ -81,7 +81,6 @@ class Decoder {
   ops::Stream stream_;
   int32_t max_logit_rows_ = 0;
   size_t workspace_bytes_ = 0;
-  bool attention_makes_qkv_ = false;  // in the loaded step
 
   char* workspace_ = nullptr;  // everything below lies in it
   float* inv_freq_ = nullptr;

@@ -165,8 +165,8 @@ struct Ops {
   void (*rope)(void* self, const RopeParams&, Stream) = nullptr;
   void (*qkv)(void* self, const QkvParams&, Stream) = nullptr;
   void (*attention)(void* self, const AttentionParams&, Stream) = nullptr;
-  /// Whether attention() shall do the work of this qkv(), which is of any layer and follows a
-  /// product with such a weight: its pointers and those of its batch do not matter. Null: never.
+  /// Whether attention() shall do the work of this qkv(), which follows a product with such a
+  /// weight. Pointers, those of the batch too, do not matter. Null: never.
   bool (*attention_makes_qkv)(void* self, const QkvParams&,
                               const LinearWeight& projection) = nullptr;
   void (*gather)(void* self, const GatherParams&, Stream) = nullptr;
