@@ -1,5 +1,4 @@
 // What the driver offers, and what of it this build and a model can use.
-#include <algorithm>
 #include <string>
 
 #include <cuda_runtime_api.h>
@@ -17,7 +16,13 @@ std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-Gpu describe(int device) {
+bool has_kernels(const GpuModel& model) {
+  AttentionParams p{.heads = model.heads, .kv_heads = model.kv_heads, .head_dim = model.head_dim};
+  p.kv.dtype = DType::kF16;
+  return cuda::supports_attention_prefill(p) && cuda::supports_attention_decode(p);
+}
+
+Gpu describe(int device, const GpuModel& model) {
   cudaDeviceProp properties{};
   const cudaError_t status = cudaGetDeviceProperties(&properties, device);
   if (status != cudaSuccess) {
@@ -29,29 +34,24 @@ Gpu describe(int device) {
     gpu.problem = "has compute capability " + std::to_string(properties.major) + "." +
                   std::to_string(properties.minor) + ", and this build holds code for " +
                   std::string(cuda::kArchitectures) + " (TREADLE_CUDA_ARCHS chooses)";
+  } else if (has_kernels(model)) {
+    const int there = static_cast<int>(properties.sharedMemPerBlockOptin);
+    const int needed =
+        cuda::decode::least_shared_bytes(model.heads / model.kv_heads, model.head_dim);
+    if (there < needed) {
+      gpu.problem = "has " + std::to_string(there >> 10) +
+                    " KB of shared memory for a block, and " + std::to_string(model.heads) +
+                    " heads of head_dim " + std::to_string(model.head_dim) + ", " +
+                    std::to_string(model.kv_heads) + " of keys and values, need " +
+                    std::to_string((needed + 1023) >> 10);
+    }
   }
   return gpu;
 }
 
-/// Most shared memory of a thread block on any GPU; 0 without one.
-int most_shared_bytes() {
-  int count = 0;
-  int most = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
-  for (int device = 0; device < count; ++device) {
-    int bytes = 0;
-    if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
-        cudaSuccess) {
-      most = std::max(most, bytes);
-    }
-  }
-  (void)cudaGetLastError();
-  return most;
-}
-
 }  // namespace
 
-GpuReport cuda_gpus() {
+GpuReport cuda_gpus(const GpuModel& model) {
   int driver = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
     (void)cudaGetLastError();
@@ -76,25 +76,16 @@ GpuReport cuda_gpus() {
             .hidden = true};
   }
   GpuReport report;
-  for (int device = 0; device < count; ++device) report.gpus.push_back(describe(device));
+  for (int device = 0; device < count; ++device) report.gpus.push_back(describe(device, model));
   return report;
 }
 
 std::string cuda_cannot_run(const GpuModel& model) {
-  AttentionParams p{.heads = model.heads, .kv_heads = model.kv_heads, .head_dim = model.head_dim};
-  p.kv.dtype = DType::kF16;
-  if (!cuda::supports_attention_prefill(p) || !cuda::supports_attention_decode(p)) {
+  if (!has_kernels(model)) {
     return "no GPU kernel for head_dim " + std::to_string(model.head_dim) + " with " +
            std::to_string(model.heads) + " heads, " + std::to_string(model.kv_heads) +
            " of keys and values (head_dim 64, 80, 96, 128 or 256, at most 16 heads to each of "
            "them)";
-  }
-  const int needed = cuda::decode::least_shared_bytes(model.heads / model.kv_heads, model.head_dim);
-  if (const int there = most_shared_bytes(); there != 0 && there < needed) {
-    return "head_dim " + std::to_string(model.head_dim) + " with " + std::to_string(model.heads) +
-           " heads, " + std::to_string(model.kv_heads) + " of keys and values, needs " +
-           std::to_string(needed >> 10) + " KB of shared memory, and this GPU has " +
-           std::to_string(there >> 10);
   }
   if (model.rotary_dim % 16 != 0) {
     return "no GPU kernel for rotary dimensions that are no multiple of 16: " +

@@ -45,8 +45,7 @@ void attention_decode(const ops::AttentionParams& p, ops::DType act, DecodeWorks
                       cudaStream_t stream);
 
 /// Whether attention_decode takes these as AttentionParams::qkv: heads as supported above, all of
-/// their columns rotated, no logn scaling, a pool of type `act`, or of int8 with head_dim 128 or
-/// 256.
+/// their columns rotated, no logn scaling, a pool of type `act`, or of int8 with head_dim 128.
 bool supports_attention_qkv(const ops::QkvParams& p, ops::DType act);
 
 }  // namespace treadle::cuda

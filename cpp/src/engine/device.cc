@@ -12,7 +12,7 @@
 
 namespace treadle::ops {
 
-GpuReport cuda_gpus() {
+GpuReport cuda_gpus(const GpuModel& /*model*/) {
   std::error_code ignored;
   // The driver's own node: there whenever one of its GPUs can be reached.
   return {.problem = "this build has no CUDA backend (install Treadle with nvcc on PATH)",
@@ -118,15 +118,14 @@ ChosenBackend select_backend(const EngineConfig& config, const model::ModelSpec&
   if (parse_device(config.device).kind == DeviceName::Kind::kCpu) {
     return {ops::cpu_ops(config.num_threads), ""};
   }
+  const ops::GpuModel model{.heads = spec.num_heads,
+                            .kv_heads = spec.num_kv_heads,
+                            .head_dim = spec.head_dim,
+                            .rotary_dim = spec.rope.rotary_dim,
+                            .hidden = spec.hidden_size,
+                            .intermediate = spec.intermediate_size};
   DeviceChoice choice =
-      choose_device(config, spec.weight_dtype,
-                    ops::cuda_cannot_run({.heads = spec.num_heads,
-                                          .kv_heads = spec.num_kv_heads,
-                                          .head_dim = spec.head_dim,
-                                          .rotary_dim = spec.rope.rotary_dim,
-                                          .hidden = spec.hidden_size,
-                                          .intermediate = spec.intermediate_size}),
-                    ops::cuda_gpus());
+      choose_device(config, spec.weight_dtype, ops::cuda_cannot_run(model), ops::cuda_gpus(model));
   if (choice.gpu) {
     try {
       return {ops::cuda_ops(*choice.gpu, choice.act_dtype), choice.note};

@@ -32,10 +32,11 @@ struct GpuModel {
   int32_t intermediate = 0;
 };
 
-/// What the driver offers and what of it this build has code for. Starts nothing on the GPUs.
-GpuReport cuda_gpus();
+/// What the driver offers and what of it this build has code for, and shared memory for such a
+/// model where one is named. Starts nothing on the GPUs.
+GpuReport cuda_gpus(const GpuModel& model = {});
 
-/// Why no kernel serves such a model; empty when all do.
+/// Why no kernel serves such a model on any GPU; empty when all do.
 std::string cuda_cannot_run(const GpuModel& model);
 
 /// File name of cuBLASLt, which cuda_ops() loads: one that the process has loaded already, one on
