@@ -11,7 +11,8 @@ cases:
     context   steps at a context of 8192, batch 1 and 32
     prefill   time to first token
     requests  512 requests at once (lengths_512.json)
-    pool      the same with inputs four times as long in a KV pool of --pool-gib, 16 bits and int8
+    pool      the same with inputs four times as long in a KV pool of --pool-gib: 16 bits, int8, and
+              int8 with static ranges
     mixed     64 streams decode while prompts of 8192 tokens arrive every second
 
 With --quant-policy 8 all but `pool` keep K and V as int8.
@@ -20,6 +21,7 @@ With --quant-policy 8 all but `pool` keep K and V as int8.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -27,6 +29,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +38,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import save_file
 
 from bench.engine.gpu_models import COMMON, SHAPES, default_folder, prepare
 from bench.engine.gpu_reference import REFERENCES, Reference
@@ -101,10 +105,10 @@ class Bench:
             self._engine.close()
             self._engine = None
 
-    def use(self, **options: Any) -> None:
+    def use(self, path: Path, **options: Any) -> None:
         """Another engine instead, with these options changed."""
         self.close()
-        self._engine = Engine.from_pretrained(self.path, **(self.options | options))
+        self._engine = Engine.from_pretrained(path, **(self.options | options))
 
     def add(self, case: str, value: float, unit: str, **more: Any) -> None:
         """Records a figure and prints it beside the peers' and the target."""
@@ -262,6 +266,18 @@ def measure_requests(bench: Bench) -> None:
     bench.add("512 requests", total / min(times), "tok/s", wall_s=min(times), all=times)
 
 
+@contextlib.contextmanager
+def ranges(path: Path, shape: dict[str, Any]) -> Iterator[Path]:
+    """A folder with the same model and static ranges of int8 KV, whose values matter little."""
+    sizes = [shape["num_hidden_layers"], 2, shape["num_key_value_heads"], 2]
+    with tempfile.TemporaryDirectory() as folder:
+        for file in path.iterdir():
+            (Path(folder) / file.name).symlink_to(file)
+        values = np.full(sizes, 0.04, np.float32)
+        save_file({"kv_qparams": values}, Path(folder) / "kv_qparams.safetensors")
+        yield Path(folder)
+
+
 def measure_pool(bench: Bench) -> None:
     """What int8 KV gains where the pool decides how many sequences run, of one size for both."""
     all_lengths = json.loads(LENGTHS.read_text())["lengths"]
@@ -273,10 +289,14 @@ def measure_pool(bench: Bench) -> None:
     for name, policy, size in (
         ("16 bits", 0, 2 * shape["head_dim"]),
         ("int8", 8, shape["head_dim"] + 8),
+        ("int8, static ranges", 8, shape["head_dim"]),
     ):
         blocks = bench.pool_bytes // (64 * heads * size)
-        bench.use(quant_policy=policy, cache_max_entry_count=blocks, session_len=8192)
-        assert bench.engine.info.kv_pool_bytes == 64 * heads * size * blocks
+        static = name.endswith("ranges")
+        with ranges(bench.path, shape) if static else contextlib.nullcontext(bench.path) as path:
+            bench.use(path, quant_policy=policy, cache_max_entry_count=blocks, session_len=8192)
+        assert bench.engine.info.kv_static_ranges == static
+        assert bench.engine.info.kv_bytes_per_token == heads * size
         times = requests_seconds(bench, lengths, 1)
         rates.append(total / times[0])
         stats = bench.engine.stats()
@@ -288,7 +308,9 @@ def measure_pool(bench: Bench) -> None:
             pool_tokens=64 * blocks,
             preemptions=stats.preemptions,
         )
-    bench.add(f"{len(lengths)} long requests, int8 / 16 bits", rates[1] / rates[0], "x")
+    what = f"{len(lengths)} long requests, int8"
+    bench.add(f"{what} / 16 bits", rates[1] / rates[0], "x")
+    bench.add(f"{what} with static ranges / 16 bits", rates[2] / rates[0], "x")
     bench.close()
 
 

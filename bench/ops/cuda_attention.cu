@@ -7,9 +7,10 @@
 //
 // short and short_mha are decode and mha of many short sequences; lengths marked ~ are ragged, of
 // this mean: from an eighth of it to almost twice.
-// With an 8 behind the word (decode8) the pool is int8. Its bytes are those of the scales, too.
-// `qkv` is the operation before attention: from the projection to Q and the pool; with an 8 also
-// with static ranges, one for each head, in place of a range for each token.
+// With an 8 behind the word (decode8) the pool is int8, with 8s of static scales. Its bytes are
+// those of each token's scales, too. `qkv` is the operation before attention: from the projection
+// to Q and the pool; with an 8 also with static ranges, one for each head, in place of a range for
+// each token.
 #include <cstdio>
 #include <cstring>
 #include <numeric>
@@ -76,20 +77,23 @@ std::vector<SequenceShape> decode_lengths(const Column& c) {
   return sequences;
 }
 
-void decode(int heads, int kv_heads, bool int8, const std::vector<Column>& columns) {
-  std::printf("decode %d/%d heads, head_dim 128, fp16%s\n%10s %9s %8s %9s\n", heads, kv_heads,
-              int8 ? ", int8 pool" : "", "batch x ctx", "us", "TB/s", "FA3 us");
+void decode(int heads, int kv_heads, bool int8, bool static_scales,
+            const std::vector<Column>& columns) {
+  std::printf("decode %d/%d heads, head_dim 128, fp16%s%s\n%10s %9s %8s %9s\n", heads, kv_heads,
+              int8 ? ", int8 pool" : "", static_scales ? " with static scales" : "", "batch x ctx",
+              "us", "TB/s", "FA3 us");
   for (const Column& c : columns) {
     ProblemShape shape;
     shape.sequences = decode_lengths(c);
     double keys = 0;
     for (const SequenceShape& sequence : shape.sequences) keys += sequence.context_len;
-    const double bytes = keys * kv_heads * 2 * (int8 ? 128 + 8 : 128 * 2);
+    const double bytes = keys * kv_heads * 2 * (static_scales ? 128 : int8 ? 128 + 8 : 128 * 2);
     shape.num_decode = c.batch;
     shape.heads = heads;
     shape.kv_heads = kv_heads;
     shape.num_layers = std::clamp(static_cast<int>(1e9 / bytes), 2, 64);
     shape.int8 = int8;
+    shape.static_scales = static_scales;
     shape.poison = false;
     Problem<__half> problem(shape);
     const size_t need = decode_workspace_bytes(c.batch, heads, kv_heads, 128);
@@ -137,7 +141,7 @@ void prefill(bool mma, bool int8, const std::vector<Column>& columns) {
 }
 
 /// One prompt of llama-3-8b's heads at a time: microseconds of one launch.
-double qkv_us(int tokens, bool int8, bool fixed_ranges) {
+double qkv_us(int tokens, bool int8, bool static_scales) {
   constexpr int kLayers = 8;
   constexpr int kKvHeads = 8;
   constexpr int kFeatures = (32 + 2 * kKvHeads) * 128;
@@ -145,6 +149,7 @@ double qkv_us(int tokens, bool int8, bool fixed_ranges) {
   shape.sequences = {{tokens, tokens}};
   shape.num_layers = kLayers;
   shape.int8 = int8;
+  shape.static_scales = static_scales;
   shape.poison = false;
   Problem<__half> problem(shape);
   const size_t elements = size_t{kFeatures} * tokens;
@@ -159,16 +164,10 @@ double qkv_us(int tokens, bool int8, bool fixed_ranges) {
   DeviceMemory positions = make_device_memory(counted.size() * 4);
   check(cudaMemcpy(positions.get(), counted.data(), counted.size() * 4, cudaMemcpyHostToDevice),
         "upload");
-  const std::vector<treadle::ops::KvScale> ranges(2 * kKvHeads, {4.0F / 127.5F, 0.125F});
-  DeviceMemory fixed = make_device_memory(ranges.size() * sizeof(ranges[0]));
-  check(cudaMemcpy(fixed.get(), ranges.data(), ranges.size() * sizeof(ranges[0]),
-                   cudaMemcpyHostToDevice),
-        "upload");
   treadle::ops::QkvParams p{.rotary_dim = 128, .heads = 32, .kv_heads = kKvHeads, .head_dim = 128};
   p.q_out = const_cast<void*>(problem.params().q);
   p.cos_sin = static_cast<const float*>(angles.get());
   p.kv = problem.params().kv;
-  if (fixed_ranges) p.kv_static = static_cast<const treadle::ops::KvScale*>(fixed.get());
   p.batch = problem.params().batch;
   p.batch.token_sequence = static_cast<const int32_t*>(sequence.get());
   p.batch.positions = static_cast<const int32_t*>(positions.get());
@@ -196,6 +195,8 @@ void qkv(bool int8) {
 
 int main(int argc, char** argv) {
   std::string what = argc > 1 ? argv[1] : "decode";
+  const bool static_scales = what.ends_with("8s");
+  if (static_scales) what.pop_back();
   const bool int8 = what.ends_with('8');
   if (int8) what.pop_back();
   std::vector<Column> decode_columns = {
@@ -214,10 +215,13 @@ int main(int argc, char** argv) {
     decode_columns = mha_columns = short_columns = short_mha_columns =
         prefill_columns = {{std::stoi(argv[2]), std::stoi(argv[3])}};
   }
-  if (what == "decode") decode(32, 8, int8, decode_columns);
-  if (what == "mha") decode(32, 32, int8, mha_columns);
-  if (what == "short") decode(32, 8, int8, short_columns);
-  if (what == "short_mha") decode(32, 32, int8, short_mha_columns);
+  const auto run = [&](int kv_heads, const std::vector<Column>& columns) {
+    decode(32, kv_heads, int8, static_scales, columns);
+  };
+  if (what == "decode") run(8, decode_columns);
+  if (what == "mha") run(32, mha_columns);
+  if (what == "short") run(8, short_columns);
+  if (what == "short_mha") run(32, short_mha_columns);
   if (what == "prefill" || what == "mma") prefill(what == "mma", int8, prefill_columns);
   if (what == "qkv") qkv(int8);
   return 0;

@@ -90,8 +90,7 @@ void attention_decode(const ops::AttentionParams& p, ops::DType act, DecodeWorks
   params.q = p.q;
   if (p.qkv != nullptr) {
     params.q = p.qkv->qkv;
-    params.making = {p.qkv->cos_sin, p.qkv->q_norm, p.qkv->k_norm, p.qkv->kv_static,
-                     p.qkv->norm_eps};
+    params.making = {p.qkv->cos_sin, p.qkv->q_norm, p.qkv->k_norm, p.qkv->norm_eps};
   }
   params.out = p.out;
   params.kv = p.kv.base;
@@ -109,6 +108,9 @@ void attention_decode(const ops::AttentionParams& p, ops::DType act, DecodeWorks
   params.kv_heads = p.kv_heads;
   params.layer = p.layer;
   params.num_layers = p.kv.num_layers;
+  params.block_stride = static_cast<int32_t>(p.kv.block_bytes() / 512);
+  params.scales_begin = static_cast<int32_t>(p.kv.scales_begin() / 512);
+  params.scales_stride = static_cast<int32_t>(p.kv.scales_stride() / 512);
   params.num_decode = p.batch.num_decode;
   params.block_table_stride = p.batch.block_table_stride;
   params.stages = plan.stages;

@@ -77,10 +77,9 @@ struct KeysInt8 {
     }
   };
   static __device__ __forceinline__ Place place_of(const Params& p, int block, int kv_head) {
-    const int pages = p.num_layers * 2 * p.kv_heads;
     const int page = p.layer * 2 * p.kv_heads + kv_head;
-    const int base = block * pages * (kDim / 8 + 1);
-    return {base + page * (kDim / 8), base + pages * (kDim / 8) + page};
+    return {block * p.block_stride + page * (kDim / 8),
+            p.scales_begin + block * p.scales_stride + page};
   }
 
   /// Offsets of this lane into a stage. They stay in registers: left to itself the compiler
@@ -161,9 +160,10 @@ struct KeysInt8 {
       raw.make(p.making, cos_sin, lane, [&](int pass, const float(&values)[8]) {
         const bool here = Raw::here(pass, lane);
         const int part = Raw::part_of(pass, lane);
-        const bool fixed = p.making.kv_static != nullptr && here;
-        const ops::KvScale scale = kv_scale<Raw::kLanes>(
-            values, here, fixed ? p.making.kv_static + part * p.kv_heads + tile.kv_head : nullptr);
+        auto* scales = reinterpret_cast<ops::KvScale*>(
+            pool + (int64_t{place.scales} + (here ? part : 0) * p.kv_heads) * 512);
+        const bool fixed = p.scales_stride == 0;
+        const ops::KvScale scale = fixed ? scales[slot] : kv_scale<Raw::kLanes>(values, here);
         if (!here) return;
         const auto words = make_uint2(quantise4(values, scale), quantise4(values + 4, scale));
         store_shared_16(parked_ + pass * 16,
@@ -173,10 +173,7 @@ struct KeysInt8 {
         const int eight = Raw::eight_of(lane);
         uint8_t* page = pool + int64_t{place.page} * 512 + part * p.kv_heads * (64 * kDim);
         reinterpret_cast<uint2*>(page + slot * kDim)[eight] = words;
-        if (eight == 0) {
-          reinterpret_cast<ops::KvScale*>(pool + (int64_t{place.scales} + part * p.kv_heads) *
-                                                     512)[slot] = scale;
-        }
+        if (eight == 0 && !fixed) scales[slot] = scale;
       });
     }
 

@@ -19,7 +19,6 @@ struct Making {
   const float* cos_sin;  // [num_decode][head_dim / 2][2]
   const float* q_norm;   // [head_dim] or null
   const float* k_norm;
-  const ops::KvScale* kv_static;  // [2][kv_heads] or null, as in ops::QkvParams
   float norm_eps;
 };
 
@@ -35,6 +34,10 @@ struct Params {
   float scale_log2;   // scale * log2(e)
   int32_t window;
   int32_t heads, kv_heads, layer, num_layers;
+  // An int8 pool's blocks and their KvScales, in units of 512 bytes, the size of 64 of these: from
+  // one block to the next, to the scales of block 0, from a block's scales to the next one's (0
+  // where all have the same, which are there before anything is written).
+  int32_t block_stride, scales_begin, scales_stride;
   int32_t num_decode, block_table_stride;
   int32_t stages;
   int32_t few_owners;  // thread blocks that share a little work, at most the grid

@@ -23,6 +23,9 @@ Params make_params(const ops::AttentionParams& p, int first, int count) {
   params.kv_heads = p.kv_heads;
   params.layer = p.layer;
   params.num_layers = p.kv.num_layers;
+  params.block_stride = static_cast<int32_t>(p.kv.block_bytes() / 512);
+  params.scales_begin = static_cast<int32_t>(p.kv.scales_begin() / 512);
+  params.scales_stride = static_cast<int32_t>(p.kv.scales_stride() / 512);
   params.num_sequences = count;
   params.block_table_stride = p.batch.block_table_stride;
   return params;

@@ -16,6 +16,9 @@ struct Params {
   float scale_log2;             // scale * log2(e)
   int32_t window;
   int32_t heads, kv_heads, layer, num_layers;
+  // An int8 pool's blocks and their KvScales, in units of 512 bytes, the size of 64 of these: from
+  // one block to the next, to the scales of block 0, from a block's scales to the next one's.
+  int32_t block_stride, scales_begin, scales_stride;
   int32_t num_sequences, block_table_stride;
 };
 

@@ -79,11 +79,13 @@ struct Int8Page {
 
 template <int kDim>
 __device__ __forceinline__ Int8Page int8_page(const Params& p, int block, int kv, int kv_head) {
-  const int64_t pages = int64_t{p.num_layers} * 2 * p.kv_heads;
-  const int64_t page = (int64_t{p.layer} * 2 + kv) * p.kv_heads + kv_head;
-  const auto* base = static_cast<const uint8_t*>(p.kv) + block * pages * (64 * (kDim + 8));
-  return {base + page * (64 * kDim),
-          reinterpret_cast<const ops::KvScale*>(base + pages * (64 * kDim)) + page * 64};
+  const int page = (p.layer * 2 + kv) * p.kv_heads + kv_head;
+  const auto at = [&](int units) {
+    return static_cast<const uint8_t*>(p.kv) + int64_t{units} * 512;
+  };
+  return {
+      at(block * p.block_stride + page * (kDim / 8)),
+      reinterpret_cast<const ops::KvScale*>(at(p.scales_begin + block * p.scales_stride + page))};
 }
 
 }  // namespace treadle::cuda::prefill

@@ -9,11 +9,9 @@ namespace treadle::cuda {
 
 /// What a head's values are quantised with, as on the CPU (ops/cpu/quantise_inl.h): the least and
 /// the largest become -127.5 and 127.5, and a head with a value that is not finite not-a-number.
-/// `fixed` takes the range's place where it is given. By all lanes of a head; those without values
-/// say so.
+/// By all lanes of a head; those without values say so.
 template <int kLanes>
-__device__ __forceinline__ ops::KvScale kv_scale(const float (&x)[8], bool here,
-                                                 const ops::KvScale* fixed) {
+__device__ __forceinline__ ops::KvScale kv_scale(const float (&x)[8], bool here) {
   float least = here ? x[0] : INFINITY;
   float largest = here ? x[0] : -INFINITY;
   int finite = 1;
@@ -32,7 +30,6 @@ __device__ __forceinline__ ops::KvScale kv_scale(const float (&x)[8], bool here,
     finite &= __shfl_xor_sync(0xffffffffU, finite, other, kLanes);
   }
   if (finite == 0) return {0.0F, NAN};
-  if (fixed != nullptr) return *fixed;
   // Halves first: the difference of any two finite halves is finite.
   return {(0.5F * largest - 0.5F * least) / 127.5F, 0.5F * least + 0.5F * largest};
 }

@@ -104,10 +104,8 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
     const int part = head - p.heads;  // K heads come first in a layer, then V heads, as in qkv
     ops::KvScale scale = {};
     if constexpr (kInt8) {
-      const bool written = here && !is_q;
-      if (__any_sync(0xffffffffU, written)) {
-        const bool fixed = p.kv_static != nullptr && written;
-        scale = kv_scale<kLanes>(x, here, fixed ? p.kv_static + part : nullptr);
+      if (!p.kv.static_scales && __any_sync(0xffffffffU, here && !is_q)) {
+        scale = kv_scale<kLanes>(x, here);
       }
     }
     if (!here) continue;
@@ -126,11 +124,15 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(ops::QkvParams p) {
                       size_t(slot) * dim + lane * 8;
     char* to = static_cast<char*>(p.kv.base) + size_t(block) * p.kv.block_bytes();
     if constexpr (kInt8) {
-      *reinterpret_cast<uint2*>(to + at) = make_uint2(quantise4(x, scale), quantise4(x + 4, scale));
-      if (lane == 0) {
-        auto* scales = reinterpret_cast<ops::KvScale*>(to + p.kv.scales_offset(p.layer, 0, part));
-        scales[slot] = scale;
+      auto* stored = reinterpret_cast<ops::KvScale*>(static_cast<char*>(p.kv.base) +
+                                                     p.kv.scales_at(block, p.layer, 0, part)) +
+                     slot;
+      if (p.kv.static_scales) {
+        scale = *stored;
+      } else if (lane == 0) {
+        *stored = scale;
       }
+      *reinterpret_cast<uint2*>(to + at) = make_uint2(quantise4(x, scale), quantise4(x + 4, scale));
     } else {
       store8(reinterpret_cast<T*>(to) + at, x);
     }

@@ -12,6 +12,7 @@
 #include "engine/device.h"
 #include "engine/options.h"
 #include "engine/prepare.h"
+#include "loader/loader.h"
 #include "loader/workspace_writer.h"
 #include "model/decoder.h"
 #include "model/model_size.h"
@@ -57,6 +58,7 @@ struct Plan {
   std::string device_note;
   ops::DType dtype = ops::DType::kF32;  // of weights
   ops::DType kv_dtype = ops::DType::kF32;
+  bool kv_static_ranges = false;
   int64_t weight_bytes = 0;
   int64_t workspace_bytes = 0;
   int64_t free_bytes = 0;
@@ -66,7 +68,7 @@ struct Plan {
 };
 
 /// What Engine::load would make of the memory that is free now.
-Plan plan(const model::ModelSpec& spec, EngineConfig config) {
+Plan plan(const std::string& path, const model::ModelSpec& spec, EngineConfig config) {
   check_config(config);
   config.num_threads = 1;  // sizes do not depend on it, and no threads are needed here
   ChosenBackend chosen = select_backend(config, spec);
@@ -79,7 +81,9 @@ Plan plan(const model::ModelSpec& spec, EngineConfig config) {
   p.device_note = chosen.note;
   p.dtype = ops.act_dtype == ops::DType::kF32 ? spec.weight_dtype : ops.act_dtype;
   p.kv_dtype = kv_dtype(config, ops, spec.weight_dtype);
+  p.kv_static_ranges = p.kv_dtype == ops::DType::kI8 && loader::has_kv_ranges(path);
   const ops::KvPool shape{.dtype = p.kv_dtype,
+                          .static_scales = p.kv_static_ranges,
                           .num_layers = spec.num_layers,
                           .kv_heads = spec.num_kv_heads,
                           .head_dim = spec.head_dim};
@@ -88,7 +92,9 @@ Plan plan(const model::ModelSpec& spec, EngineConfig config) {
       static_cast<int64_t>(model::Decoder::workspace_bytes(spec, ops, decoder_limits(config)));
   p.free_bytes = static_cast<int64_t>(ops.free_memory(ops.self));
   p.kv_bytes_per_token = static_cast<int64_t>(shape.block_bytes()) / ops::kBlockTokens;
-  const int64_t left = std::max<int64_t>(0, p.free_bytes - p.weight_bytes - p.workspace_bytes);
+  const int64_t taken =
+      p.weight_bytes + p.workspace_bytes + static_cast<int64_t>(shape.shared_bytes());
+  const int64_t left = std::max<int64_t>(0, p.free_bytes - taken);
   try {
     p.kv_blocks = pool_blocks(config, ops.defaults, shape, static_cast<size_t>(left));
   } catch (const Error& error) {
@@ -105,7 +111,7 @@ py::dict inspect(const std::string& path, const EngineConfig& config) {
   {
     py::gil_scoped_release unlocked;
     prepared = prepare(path, config);
-    p = plan(prepared.spec, prepared.config);
+    p = plan(path, prepared.spec, prepared.config);
   }
   const model::ModelSpec& spec = prepared.spec;
   py::dict result = describe(spec);
@@ -118,6 +124,7 @@ py::dict inspect(const std::string& path, const EngineConfig& config) {
   result["workspace_bytes"] = p.workspace_bytes;
   result["free_bytes"] = p.free_bytes;
   result["kv_dtype"] = ops::dtype_name(p.kv_dtype);
+  result["kv_static_ranges"] = p.kv_static_ranges;
   result["kv_bytes_per_token"] = p.kv_bytes_per_token;
   result["kv_block_tokens"] = ops::kBlockTokens;
   result["kv_blocks"] = p.kv_blocks;

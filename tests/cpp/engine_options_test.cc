@@ -82,7 +82,7 @@ TEST(EngineOptions, SizesThePool) {
                [&] { pool_blocks(config, to_need, shape, block); });
 }
 
-TEST(EngineOptions, Int8KvHoldsNearlyTwiceTheTokens) {
+TEST(EngineOptions, Int8KvHoldsTwiceTheTokens) {
   const ops::KvPool half{
       .dtype = ops::DType::kF16, .num_layers = 2, .kv_heads = 2, .head_dim = 128};
   ops::KvPool int8 = half;
@@ -91,6 +91,11 @@ TEST(EngineOptions, Int8KvHoldsNearlyTwiceTheTokens) {
   EXPECT_EQ(int8.block_bytes() * 256, half.block_bytes() * 136);
   const EngineConfig config{.cache_max_entry_count = 1.0};
   EXPECT_EQ(pool_blocks(config, {}, int8, 1000 * half.block_bytes()), 1882);
+  // With static ranges one for each head and layer, 64 times, beside all blocks.
+  int8.static_scales = true;
+  EXPECT_EQ(int8.block_bytes() * 2, half.block_bytes());
+  EXPECT_EQ(int8.shared_bytes(), 2 * 2 * 2 * 64 * sizeof(ops::KvScale));
+  EXPECT_EQ(pool_blocks(config, {}, int8, 1000 * half.block_bytes()), 2000);
 }
 
 TEST(EngineOptions, LeavesOpenSizesToTheBackend) {

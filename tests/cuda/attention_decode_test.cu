@@ -39,7 +39,7 @@ int run_all(bool int8, bool small) {
   auto test = [&](const std::string& name, ProblemShape shape) {
     shape.int8 = int8;
     if (small) shorten(shape);
-    failed += check_attention<T>(name, shape,
+    failed += check_attention<T>(name + (shape.static_scales ? ", static scales" : ""), shape,
                                  [&](const treadle::ops::AttentionParams& p) {
                                    attention_decode(p, dtype_of<T>(), workspace, nullptr);
                                  })
@@ -53,6 +53,12 @@ int run_all(bool int8, bool small) {
   }
   for (int group : {1, 2, 3, 4, 5, 6, 7, 8, 12, 16}) {
     test("group " + std::to_string(group), decode_shape(ragged, 2 * group, 2, 128));
+  }
+  for (int dim : {64, 80, 96, 128, 256}) {
+    if (!int8) break;
+    ProblemShape shape = decode_shape(ragged, 8, 2, dim);
+    shape.static_scales = true;
+    test("ragged d" + std::to_string(dim), shape);
   }
   test("mha 32/32", decode_shape({700, 1, 4097}, 32, 32, 128));
   test("one key", decode_shape({1}, 32, 8, 128));

@@ -38,7 +38,9 @@ int run_all(bool wgmma, bool int8, bool small) {
   auto test = [&](const std::string& name, ProblemShape shape) {
     shape.int8 = int8;
     if (small) shorten(shape);
-    failed += check_attention<T>((wgmma ? "wgmma " : "mma ") + name, shape,
+    failed += check_attention<T>((wgmma ? "wgmma " : "mma ") + name +
+                                     (shape.static_scales ? ", static scales" : ""),
+                                 shape,
                                  [&](const treadle::ops::AttentionParams& p) {
                                    if (wgmma) {
                                      attention_prefill_wgmma(p, kType, workspace, nullptr);
@@ -55,6 +57,10 @@ int run_all(bool wgmma, bool int8, bool small) {
     test("one sequence" + d, shape_of({{500, 500}}, 4, 2, dim));
     test("ragged" + d, shape_of(kRagged, 8, 2, dim));
     test("window" + d, shape_of(kRagged, 4, 2, dim, 100));
+    if (!int8) continue;
+    ProblemShape shape = shape_of(kRagged, 8, 2, dim);
+    shape.static_scales = true;
+    test("ragged" + d, shape);
   }
   test("group 1", shape_of(kRagged, 3, 3, 128));
   test("group 7", shape_of(kRagged, 14, 2, 128));

@@ -28,8 +28,9 @@ struct ProblemShape {
   int heads = 32, kv_heads = 8, head_dim = 128;
   int window = 0;
   int num_layers = 2, layer = 1;
-  bool int8 = false;   // the pool; else it has the type of q
-  bool poison = true;  // fill everything no query may see with NaN
+  bool int8 = false;           // the pool; else it has the type of q
+  bool static_scales = false;  // of an int8 pool
+  bool poison = true;          // fill everything no query may see with NaN
   unsigned seed = 1;
 };
 
@@ -115,19 +116,21 @@ __global__ void fill_int8(ops::KvPool kv, uint64_t seed) {
     }
     reinterpret_cast<uint32_t*>(base + i / words * block)[i % words] = word;
   }
-  for (size_t i = first; i < kv.block_scales() * kv.num_blocks; i += step) {
-    auto* scales = reinterpret_cast<ops::KvScale*>(base + i / kv.block_scales() * block +
-                                                   kv.scales_offset(0, 0, 0));
-    scales[i % kv.block_scales()] = {0.01F + 0.02F * uniform_of(2 * i, seed + 1),
-                                     uniform_of(2 * i + 1, seed + 1) - 0.5F};
+  const size_t count = kv.num_scales();
+  for (size_t i = first; i < count * (kv.static_scales ? 1 : kv.num_blocks); i += step) {
+    auto* scales =
+        reinterpret_cast<ops::KvScale*>(base + kv.scales_at(int32_t(i / count), 0, 0, 0));
+    const size_t of = kv.static_scales ? i / 64 : i;
+    scales[i % count] = {0.01F + 0.02F * uniform_of(2 * of, seed + 1),
+                         uniform_of(2 * of + 1, seed + 1) - 0.5F};
   }
 }
 
 /// NaN over the scales of the keys [keys, 64) of all pages of a block.
 __global__ void poison_scales(ops::KvPool kv, int block, int keys) {
-  auto* scales = reinterpret_cast<ops::KvScale*>(
-      static_cast<char*>(kv.base) + size_t(block) * kv.block_bytes() + kv.scales_offset(0, 0, 0));
-  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < kv.block_scales();
+  auto* scales =
+      reinterpret_cast<ops::KvScale*>(static_cast<char*>(kv.base) + kv.scales_at(block, 0, 0, 0));
+  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < kv.num_scales();
        i += size_t{gridDim.x} * blockDim.x) {
     if (static_cast<int>(i % 64) >= keys) scales[i] = {NAN, NAN};
   }
@@ -143,8 +146,9 @@ __device__ float pool_value(const ops::AttentionParams& p, int s, int key, int p
   const int64_t at = ((int64_t{p.layer} * 2 + part) * kv.kv_heads + head) * 64 * kv.head_dim +
                      key % 64 * kv.head_dim + column;
   if (kv.dtype != ops::DType::kI8) return static_cast<float>(reinterpret_cast<const T*>(base)[at]);
-  const ops::KvScale scale =
-      reinterpret_cast<const ops::KvScale*>(base + kv.scales_offset(p.layer, part, head))[key % 64];
+  const ops::KvScale scale = reinterpret_cast<const ops::KvScale*>(
+      static_cast<const char*>(kv.base) +
+      kv.scales_at(int32_t(block), p.layer, part, head))[key % 64];
   return static_cast<float>(reinterpret_cast<const int8_t*>(base)[at]) * scale.scale + scale.zero;
 }
 
@@ -230,11 +234,12 @@ class Problem {
 
     ops::KvPool& kv = params_.kv;
     kv.dtype = shape.int8 ? ops::DType::kI8 : dtype_of<T>();
+    kv.static_scales = shape.static_scales;
     kv.num_blocks = num_blocks;
     kv.num_layers = shape.num_layers;
     kv.kv_heads = shape.kv_heads;
     kv.head_dim = shape.head_dim;
-    pool_ = make_device_memory(kv.block_bytes() * num_blocks);
+    pool_ = make_device_memory(kv.bytes());
     kv.base = pool_.get();
     auto* base = static_cast<T*>(kv.base);
     const int pages = shape.num_layers * 2 * shape.kv_heads;
@@ -244,6 +249,7 @@ class Problem {
       fill_normal<<<2048, 256>>>(base, kv.block_elems() * num_blocks, shape.seed, 1.0F);
     }
     auto poison = [&](int id, int keys) {
+      if (shape.static_scales) return;  // an int8 is a number, whatever it is
       if (shape.int8) {
         poison_scales<<<64, 128>>>(kv, id, keys);
       } else {

@@ -105,9 +105,12 @@ std::vector<char> in_gpu_order(const KvPool& kv, const std::vector<char>& pool) 
 
 class Problem {
  public:
-  Problem(const Tables& t, const Heads& heads, const std::vector<std::pair<int, int>>& step)
+  /// ranges: [2 (K, V)][kv_heads] of static scales, or none.
+  Problem(const Tables& t, const Heads& heads, const std::vector<std::pair<int, int>>& step,
+          const std::vector<KvScale>& ranges = {})
       : t_(t), heads_(heads), step_(step, kBlocks), written_(written(step), kBlocks) {
     kv_ = {.dtype = DType::kI8,
+           .static_scales = !ranges.empty(),
            .num_blocks = kBlocks,
            .num_layers = kLayers,
            .kv_heads = heads.kv_heads,
@@ -115,25 +118,24 @@ class Problem {
     name_ = label(t, "int8 KV") + " " + std::to_string(heads.heads) + "/" +
             std::to_string(heads.kv_heads) + " dim " + std::to_string(heads.dim) + " window " +
             std::to_string(heads.window);
-    cpu_pool_ = poison(kv_.block_bytes() * kBlocks);
+    cpu_pool_ = poison(kv_.bytes());
+    for (size_t i = 0; i < ranges.size(); ++i) {
+      auto* scales =
+          reinterpret_cast<KvScale*>(cpu_pool_.data() + kv_.scales_at(0, kLayer, 0, int32_t(i)));
+      std::fill_n(scales, 64, ranges[i]);
+    }
     gpu_pool_.emplace(t.gpu, cpu_pool_.data(), cpu_pool_.size());
   }
 
   /// Writes all keys. Without a norm and RoPE both compute on the same floats.
-  void write(const std::vector<KvScale>& ranges, float size, const std::string& what) {
+  void write(float size, const std::string& what, bool broken = false) {
     const auto features = size_t(heads_.heads + 2 * heads_.kv_heads) * heads_.dim;
     std::vector<float> qkv = random_values(t_.act, size_t(written_.tokens()) * features, 5, size);
     for (size_t i = 0; i < 2 * features; ++i) qkv[i] = i % 7 < 3 ? 0.25F : qkv[i];
     const size_t heads_end = features - size_t(heads_.dim);
     for (int d = 0; d < heads_.dim; ++d) qkv[heads_end + d] = 1.5F;  // V of a head all equal
-    if (ranges.empty()) qkv[5 * features + heads_end + 3] = INFINITY;
-    std::optional<Memory> gpu_ranges;
-    if (!ranges.empty()) gpu_ranges.emplace(t_.gpu, ranges.data(), ranges.size() * sizeof(KvScale));
-    ops::QkvParams cpu;
-    cpu.kv_static = ranges.empty() ? nullptr : ranges.data();
-    ops::QkvParams gpu;
-    gpu.kv_static = gpu_ranges ? gpu_ranges->as<KvScale>() : nullptr;
-    run_qkv(qkv, cpu, gpu, what);
+    if (broken) qkv[5 * features + heads_end + 3] = INFINITY;
+    run_qkv(qkv, {}, {}, what);
     compare_pools(what);
   }
 
@@ -199,9 +201,11 @@ class Problem {
     size_t finite = 0;
     for (int block = 0; block < kBlocks; ++block) {
       const size_t base = size_t(block) * kv_.block_bytes();
-      const size_t scales = base + kv_.scales_offset(0, 0, 0);
-      for (size_t i = base; i < scales; ++i) wrong += got[i] != want[i] ? 1 : 0;
-      for (size_t i = scales; i < base + kv_.block_bytes(); i += 4) {
+      const size_t elements = base + kv_.block_elems();
+      for (size_t i = base; i < elements; ++i) wrong += got[i] != want[i] ? 1 : 0;
+      if (kv_.static_scales && block > 0) continue;
+      const size_t scales = kv_.scales_at(block, 0, 0, 0);
+      for (size_t i = scales; i < scales + kv_.num_scales() * sizeof(KvScale); i += 4) {
         float a = 0;
         float b = 0;
         std::memcpy(&a, &got[i], 4);
@@ -210,7 +214,8 @@ class Problem {
         wrong += a == b || (std::isnan(a) && std::isnan(b)) ? 0 : 1;
       }
     }
-    const size_t scales = size_t(written_.tokens()) * 2 * heads_.kv_heads * 2;
+    const size_t tokens = kv_.static_scales ? 64 : size_t(written_.tokens());
+    const size_t scales = tokens * 2 * heads_.kv_heads * 2;
     t_.report.check(wrong == 0, name_ + what + ": " + std::to_string(wrong) + " bytes differ");
     t_.report.check(finite + 1 >= scales && finite <= scales,
                     name_ + what + ": " + std::to_string(finite) + " parameters were written");
@@ -230,7 +235,7 @@ class Problem {
         for (size_t slot = 0; slot < 64; ++slot) {
           KvScale a;
           KvScale b;
-          const size_t at = base + kv_.scales_offset(kLayer, 0, part) + slot * sizeof(KvScale);
+          const size_t at = kv_.scales_at(block, kLayer, 0, part) + slot * sizeof(KvScale);
           std::memcpy(&a, &got[at], sizeof a);
           std::memcpy(&b, &want[at], sizeof b);
           wrong += std::isfinite(a.scale) != std::isfinite(b.scale) ? 1 : 0;
@@ -316,14 +321,17 @@ void test_sweep(const Tables& t, const Step& step) {
         Heads{14, 2, 128, 0}, Heads{16, 1, 128, 0}, Heads{4, 1, 256, 0}, Heads{8, 2, 64, 100},
         Heads{8, 2, 128, 70}, Heads{4, 4, 256, 33}, Heads{5, 1, 80, 64}}) {
     Problem problem(t, heads, step);
-    problem.write({}, 1.0F, " with a broken head");
+    problem.write(1.0F, " with a broken head", true);
     Problem sound(t, heads, step);
+    sound.write(1.0F, "");
+    sound.attend();
     std::vector<KvScale> ranges;
     for (int i = 0; i < 2 * heads.kv_heads; ++i) {
       ranges.push_back({0.02F + 0.001F * float(i), i % 3 == 0 ? 0.0F : 0.1F * float(i % 4)});
     }
-    sound.write(ranges, 1.0F, " with fixed ranges");
-    sound.attend();
+    Problem with_ranges(t, heads, step, ranges);
+    with_ranges.write(1.0F, " with static scales");
+    with_ranges.attend();
   }
 }
 
@@ -333,7 +341,7 @@ void test_token_counts(const Tables& t) {
            {{1, 6}}, {{1, 30}, {1, 1}}, {{1, 100}}, {{9, 64}, {5, 120}}, {{90, 250}}, {{1, 700}}}) {
     for (const Heads& heads : {Heads{32, 8, 128, 0}, Heads{5, 1, 80, 0}, Heads{4, 4, 256, 0}}) {
       Problem exact(t, heads, step);
-      exact.write({}, 1.0F, " of " + std::to_string(exact.tokens()) + " tokens");
+      exact.write(1.0F, " of " + std::to_string(exact.tokens()) + " tokens");
       Problem rotated(t, heads, step);
       rotated.write_rotated(" of " + std::to_string(rotated.tokens()) + " rotated tokens");
     }
@@ -344,7 +352,7 @@ void test_token_counts(const Tables& t) {
 void test_sizes(const Tables& t) {
   for (const float size : {1e-4F, 1e-2F, 30.0F}) {
     Problem problem(t, {8, 2, 128, 0}, kStep);
-    problem.write({}, size, " of size " + std::to_string(size));
+    problem.write(size, " of size " + std::to_string(size));
   }
 }
 

@@ -20,11 +20,11 @@ struct Shape {
   int heads = 8, kv_heads = 2, head_dim = 128;
   int window = 0;
   bool norm = false;
-  bool int8 = false, fixed = false;  // the pool; its scales given (QkvParams::kv_static)
+  bool int8 = false, static_scales = false;  // the pool
 };
 
-/// NaN over the newest row of each sequence's pages, or over its scales: what is there before the
-/// step is of no use.
+/// NaN over the newest row of each sequence's pages, or over its scales, or (static scales) some
+/// number over its int8: what is there before the step is of no use.
 template <class T>
 __global__ void poison_newest(AttentionParams p) {
   const int s = blockIdx.x;
@@ -34,8 +34,14 @@ __global__ void poison_newest(AttentionParams p) {
   const int64_t block = p.batch.block_tables[int64_t{s} * p.batch.block_table_stride + key / 64];
   char* base = static_cast<char*>(p.kv.base) + block * int64_t(p.kv.block_bytes());
   const int pages = p.kv.num_layers * 2 * p.kv_heads;
+  if (p.kv.static_scales) {
+    for (int i = threadIdx.x; i < pages * dim; i += blockDim.x) {
+      base[(int64_t{i} / dim * 64 + key % 64) * dim + i % dim] = 0x55;
+    }
+    return;
+  }
   if (p.kv.dtype == treadle::ops::DType::kI8) {
-    auto* scales = reinterpret_cast<treadle::ops::KvScale*>(base + p.kv.scales_offset(0, 0, 0));
+    auto* scales = reinterpret_cast<treadle::ops::KvScale*>(base + p.kv.scales_begin());
     for (int i = threadIdx.x; i < pages; i += blockDim.x) scales[i * 64 + key % 64] = {NAN, NAN};
     return;
   }
@@ -95,6 +101,7 @@ class Test {
     problem_shape.head_dim = shape.head_dim;
     problem_shape.window = shape.window;
     problem_shape.int8 = shape.int8;
+    problem_shape.static_scales = shape.static_scales;
     problem_shape.seed = ++seed_;
     Problem<T> problem(problem_shape);
     AttentionParams p = problem.params();
@@ -113,7 +120,7 @@ class Test {
     p.batch.token_sequence = static_cast<const int32_t*>(device_sequences.get());
     p.batch.positions = static_cast<const int32_t*>(device_positions.get());
     poison_newest<T><<<tokens, 128>>>(p);
-    const size_t pool_bytes = p.kv.block_bytes() * size_t(p.kv.num_blocks);
+    const size_t pool_bytes = p.kv.bytes();
     const DeviceMemory pool = make_device_memory(pool_bytes);
     check(cudaMemcpy(pool.get(), p.kv.base, pool_bytes, cudaMemcpyDeviceToDevice), "copy");
 
@@ -136,14 +143,6 @@ class Test {
     if (shape.norm) {
       made.q_norm = static_cast<const float*>(norms.get());
       made.k_norm = made.q_norm + dim;
-    }
-    std::vector<treadle::ops::KvScale> scales;
-    for (int i = 0; i < 2 * shape.kv_heads; ++i) {
-      scales.push_back({0.01F * float(i + 1), 0.1F * float(i - 3)});
-    }
-    const DeviceMemory device_scales = upload(scales);
-    if (shape.fixed) {
-      made.kv_static = static_cast<const treadle::ops::KvScale*>(device_scales.get());
     }
     DecodeWorkspace workspace{memory_.get(), kBytes};
 
@@ -179,9 +178,9 @@ class Test {
     failed += good ? 0 : 1;
     std::printf("%s %s %s%s", good ? "ok  " : "FAIL", name.c_str(),
                 std::is_same_v<T, __half> ? "fp16" : "bf16",
-                shape.fixed  ? ", int8 with given scales"
-                : shape.int8 ? ", int8"
-                             : "");
+                shape.static_scales ? ", int8 with static scales"
+                : shape.int8        ? ", int8"
+                                    : "");
     if (bad > 0) std::printf(", %zu outputs are not finite or not zero", bad);
     if (out_at != bytes) {
       const size_t i = out_at / sizeof(T);

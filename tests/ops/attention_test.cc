@@ -8,6 +8,7 @@ namespace {
 
 struct Case {
   DType dtype = DType::kF16;
+  bool static_scales = false;  // of int8
   int heads = 4;
   int kv_heads = 2;
   int head_dim = 64;
@@ -34,8 +35,9 @@ class AttentionTest : public OpTest {
           }
           if (c.dtype != DType::kI8) continue;
           for (const int part : {0, 1}) {
-            paged->scale(1, part, h, s, pos) = {0.01F + 0.0003F * float(pos % 50),
-                                                0.1F * float(pos % 7 - 3)};
+            const int of = c.static_scales ? 2 * h + part : pos;
+            paged->scale(1, part, h, s, pos) = {0.01F + 0.0003F * float(of % 50),
+                                                0.1F * float(of % 7 - 3)};
           }
         }
       }
@@ -101,7 +103,8 @@ class AttentionTest : public OpTest {
     int longest = 0;
     for (const auto& shape : c.shapes) longest = std::max(longest, shape.context);
     const int blocks = (longest + kBlockTokens - 1) / kBlockTokens + 1;
-    PagedBatch paged(c.dtype, 2, c.kv_heads, c.head_dim, blocks * int(c.shapes.size()) + 3);
+    PagedBatch paged(c.dtype, 2, c.kv_heads, c.head_dim, blocks * int(c.shapes.size()) + 3,
+                     c.static_scales);
     paged.set_step(c.shapes, blocks, 11);
     fill_keys(c, &paged);
     const size_t size = size_t(paged.batch.num_tokens) * size_t(c.heads * c.head_dim);
@@ -134,6 +137,7 @@ const std::vector<SequenceShape> kMixed = {{1, 1},   {63, 1},  {64, 1},   {65, 1
 TEST_P(AttentionTest, MixedBatchInEveryDtype) {
   for (const DType dtype : kFloatTypes) check({.dtype = dtype, .shapes = kMixed});
   check({.dtype = DType::kI8, .shapes = kMixed});
+  check({.dtype = DType::kI8, .static_scales = true, .shapes = kMixed});
 }
 
 TEST_P(AttentionTest, HeadDims) {

@@ -145,14 +145,16 @@ struct PagedBatch {
   SequenceBatch batch;
   std::vector<int32_t> query_begin, context_len, tables, token_sequence, positions;
 
-  PagedBatch(DType dtype, int layers, int kv_heads, int head_dim, int total_blocks)
+  PagedBatch(DType dtype, int layers, int kv_heads, int head_dim, int total_blocks,
+             bool static_scales = false)
       : pool(dtype, 0) {
     kv.dtype = dtype;
+    kv.static_scales = static_scales;
     kv.num_blocks = total_blocks;
     kv.num_layers = layers;
     kv.kv_heads = kv_heads;
     kv.head_dim = head_dim;
-    pool = Tensor(dtype, size_t(total_blocks) * kv.block_bytes() / dtype_size(dtype));
+    pool = Tensor(dtype, kv.bytes() / dtype_size(dtype));
     if (dtype == DType::kI8) {
       std::memset(pool.bytes.data(), 0xFF, pool.bytes.size());  // parameters: NaN
     } else {
@@ -211,11 +213,12 @@ struct PagedBatch {
 
   /// Parameters of a quantised token.
   KvScale& scale(int layer, int part, int head, int sequence, int position) {
-    const auto block =
-        size_t(tables[size_t(sequence * batch.block_table_stride + position / kBlockTokens)]);
-    char* scales =
-        pool.bytes.data() + block * kv.block_bytes() + kv.scales_offset(layer, part, head);
-    return reinterpret_cast<KvScale*>(scales)[position % kBlockTokens];
+    const int32_t block =
+        tables[size_t(sequence * batch.block_table_stride + position / kBlockTokens)];
+    return scales(block, layer, part, head)[position % kBlockTokens];
+  }
+  KvScale* scales(int block, int layer, int part, int head) {
+    return reinterpret_cast<KvScale*>(pool.bytes.data() + kv.scales_at(block, layer, part, head));
   }
 
   /// What the pool holds for an element of K or V.

@@ -371,7 +371,7 @@ def test_info_tells_of_calibrated_ranges(tmp_path: Path, demo_path: str) -> None
     assert "2.2 KiB per token (int8)" in own
     (tmp_path / "kv_qparams.safetensors").touch()
     static = run("info", str(tmp_path), "--quant-policy", "8", "--device", "cpu").stdout
-    assert "2.2 KiB per token (int8, ranges of kv_qparams.safetensors)" in static
+    assert "2.0 KiB per token (int8, ranges of kv_qparams.safetensors)" in static
     assert "kv_qparams" not in run("info", str(tmp_path), "--device", "cpu").stdout
 
 

@@ -97,6 +97,8 @@ def test_calibrated_ranges_keep_the_perplexity(
     wide = perplexity(engine_cpu, texts[30:])
     with device.load(copied, quant_policy=8) as engine:
         assert (engine.info.kv_dtype, engine.info.kv_static_ranges) == ("int8", True)
+        values = 2 * engine.info.num_layers * engine.info.num_kv_heads * engine.info.head_dim
+        assert engine.info.kv_bytes_per_token == values  # a byte each: half of what 16 bits take
         narrow = perplexity(engine, texts[30:])
     assert narrow != wide
     assert narrow == pytest.approx(wide, rel=0.01)

@@ -6,6 +6,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "engine/device.h"
 #include "engine/factory.h"
@@ -45,11 +46,23 @@ model::Weights load_weights(const std::string& path, const model::ModelSpec& spe
 
 struct PoolMemory {
   PoolMemory(const ops::Ops& table, ops::KvPool shape) : ops(table), pool(shape) {
-    pool.base = ops.alloc(ops.self, pool.block_bytes() * static_cast<size_t>(pool.num_blocks));
+    pool.base = ops.alloc(ops.self, pool.bytes());
   }
   ~PoolMemory() { ops.release(ops.self, pool.base); }
   PoolMemory(const PoolMemory&) = delete;
   PoolMemory& operator=(const PoolMemory&) = delete;
+
+  /// static_scales: [layers][2 (K, V)][kv_heads].
+  void put_scales(const std::vector<ops::KvScale>& ranges) {
+    std::vector<ops::KvScale> repeated;
+    repeated.reserve(pool.num_scales());
+    for (const ops::KvScale& range : ranges) {
+      repeated.insert(repeated.end(), ops::kBlockTokens, range);
+    }
+    ops.upload(ops.self, static_cast<char*>(pool.base) + pool.scales_begin(), repeated.data(),
+               pool.shared_bytes(), {});
+    ops.synchronize(ops.self, {});
+  }
 
   const ops::Ops& ops;
   ops::KvPool pool;
@@ -153,9 +166,10 @@ void Engine::Impl::make_decoder_and_pool(const std::string& path) {
                     .num_layers = spec.num_layers,
                     .kv_heads = spec.num_kv_heads,
                     .head_dim = spec.head_dim};
-  if (shape.dtype == ops::DType::kI8) {
-    info.kv_static_ranges = loader::load_kv_ranges(path, spec, ops, weights);
-  }
+  std::vector<ops::KvScale> ranges;
+  if (shape.dtype == ops::DType::kI8) ranges = loader::load_kv_ranges(path, spec);
+  shape.static_scales = !ranges.empty();
+  info.kv_static_ranges = shape.static_scales;
   const size_t workspace = model::Decoder::workspace_bytes(spec, ops, limits);
   const char* advice =
       "Lower max_prefill_token_num or max_batch_size (workspace), cache_max_entry_count (KV pool), "
@@ -167,10 +181,12 @@ void Engine::Impl::make_decoder_and_pool(const std::string& path) {
   }
   ledger.run(ops, advice, [&] {
     const size_t free = ops.free_memory(ops.self);
-    shape.num_blocks = pool_blocks(config, ops.defaults, shape, free - std::min(free, workspace));
+    const size_t taken = std::min(free, workspace + shape.shared_bytes());
+    shape.num_blocks = pool_blocks(config, ops.defaults, shape, free - taken);
     pool = std::make_unique<PoolMemory>(ops, shape);
   });
-  ledger.kv_pool = static_cast<int64_t>(shape.block_bytes()) * shape.num_blocks;
+  if (shape.static_scales) pool->put_scales(ranges);
+  ledger.kv_pool = static_cast<int64_t>(shape.bytes());
   ledger.run(ops, advice, [&] {
     decoder = std::make_unique<model::Decoder>(spec, weights, ops, pool->pool, limits);
   });
@@ -206,7 +222,7 @@ void Engine::Impl::fill_info() {
   info.workspace_bytes = static_cast<int64_t>(decoder->workspace_bytes() + scratch);
   info.kv_bytes_per_token = static_cast<int64_t>(pool->pool.block_bytes()) / ops::kBlockTokens;
   info.kv_blocks = pool->pool.num_blocks;
-  info.kv_pool_bytes = static_cast<int64_t>(pool->pool.block_bytes()) * info.kv_blocks;
+  info.kv_pool_bytes = static_cast<int64_t>(pool->pool.bytes());
   info.kv_block_tokens = ops::kBlockTokens;
   info.num_threads = backend.ops.num_threads;
 }

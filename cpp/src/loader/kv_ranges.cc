@@ -42,23 +42,22 @@ void check_value(const ops::KvScale& value, size_t index, size_t heads) {
 
 }  // namespace
 
-bool load_kv_ranges(const std::string& directory, const model::ModelSpec& spec, const ops::Ops& ops,
-                    model::Weights& weights) {
-  const std::filesystem::path path = std::filesystem::path(directory) / kFile;
+bool has_kv_ranges(const std::string& directory) {
   std::error_code error;
-  if (!std::filesystem::exists(path, error)) return false;
-  const MappedFile file(path.string(), kFile);
+  return std::filesystem::exists(std::filesystem::path(directory) / kFile, error);
+}
+
+std::vector<ops::KvScale> load_kv_ranges(const std::string& directory,
+                                         const model::ModelSpec& spec) {
+  if (!has_kv_ranges(directory)) return {};
+  const MappedFile file((std::filesystem::path(directory) / kFile).string(), kFile);
   const std::vector<Tensor> tensors = parse_safetensors(file.bytes(), kFile);
   check_tensor(tensors, spec);
   const auto heads = static_cast<size_t>(spec.num_kv_heads);
   std::vector<ops::KvScale> values(static_cast<size_t>(spec.num_layers) * 2 * heads);
-  const size_t bytes = values.size() * sizeof(ops::KvScale);
-  std::memcpy(values.data(), tensors[0].data.data(), bytes);
+  std::memcpy(values.data(), tensors[0].data.data(), values.size() * sizeof(ops::KvScale));
   for (size_t i = 0; i < values.size(); ++i) check_value(values[i], i, heads);
-  weights.kv_static = static_cast<ops::KvScale*>(ops.alloc(ops.self, bytes));
-  ops.upload(ops.self, weights.kv_static, values.data(), bytes, {});
-  ops.synchronize(ops.self, {});
-  return true;
+  return values;
 }
 
 }  // namespace treadle::loader

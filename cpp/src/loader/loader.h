@@ -6,6 +6,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "loader/workspace_config.h"
 #include "model/model_spec.h"
@@ -42,10 +43,11 @@ model::Weights load_weights(const std::string& directory, const model::ModelSpec
 ///
 ///   kv_qparams.safetensors: tensor "kv_qparams", F32 [layers][2 (K, V)][kv_heads][2 (scale, zero)]
 ///
-/// K is meant as the cache holds it, after its norm and RoPE. Fills weights.kv_static and returns
-/// true; without the file returns false. Throws Error(kInvalidModel) for a file that does not fit
-/// the model, a scale that is not above 0 and values that are not finite.
-bool load_kv_ranges(const std::string& directory, const model::ModelSpec& spec, const ops::Ops& ops,
-                    model::Weights& weights);
+/// K is meant as the cache holds it, after its norm and RoPE. Returns [layers][2][kv_heads], or
+/// nothing without the file. Throws Error(kInvalidModel) for a file that does not fit the model, a
+/// scale that is not above 0 and values that are not finite.
+std::vector<ops::KvScale> load_kv_ranges(const std::string& directory,
+                                         const model::ModelSpec& spec);
+bool has_kv_ranges(const std::string& directory);
 
 }  // namespace treadle::loader

@@ -109,8 +109,6 @@ void Decoder::load(const DecoderInput& input) {
 }
 
 ops::QkvParams Decoder::qkv_params(const LayerWeights& layer, int32_t index) const {
-  const ops::KvScale* ranges = weights_.kv_static;
-  if (ranges != nullptr) ranges += size_t{2} * index * kv_.kv_heads;
   return {.qkv = qkv_out_,
           .q_out = q_,
           .q_norm = layer.q_norm,
@@ -124,7 +122,6 @@ ops::QkvParams Decoder::qkv_params(const LayerWeights& layer, int32_t index) con
           .head_dim = spec_.head_dim,
           .layer = index,
           .kv = kv_,
-          .kv_static = ranges,
           .batch = batch_};
 }
 

@@ -10,7 +10,6 @@ Weights::Weights(Weights&& other) noexcept
       embedding_dtype(other.embedding_dtype),
       final_norm(std::exchange(other.final_norm, nullptr)),
       head(std::exchange(other.head, {})),
-      kv_static(std::exchange(other.kv_static, nullptr)),
       num_parameters(other.num_parameters),
       bytes(other.bytes),
       ops_(other.ops_) {}
@@ -31,7 +30,6 @@ Weights::~Weights() {
   }
   release(embedding);
   release(final_norm);
-  release(kv_static);
   release_linear(head);
 }
 

@@ -32,9 +32,8 @@ class Weights {
   std::vector<LayerWeights> layers;
   void* embedding = nullptr;  // [vocab][hidden] of embedding_dtype; null when tied to the head
   ops::DType embedding_dtype = ops::DType::kF32;
-  float* final_norm = nullptr;        // [hidden]
-  ops::LinearWeight head;             // N = vocab
-  ops::KvScale* kv_static = nullptr;  // [layers][2 (K, V)][kv_heads], or null: QkvParams::kv_static
+  float* final_norm = nullptr;  // [hidden]
+  ops::LinearWeight head;       // N = vocab
 
   int64_t num_parameters = 0;
   int64_t bytes = 0;

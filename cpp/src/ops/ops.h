@@ -77,10 +77,6 @@ struct QkvParams {
   int32_t head_dim = 0;
   int32_t layer = 0;
   KvPool kv;
-  /// [2 (K, V)][kv_heads] of the layer, or null: with kv.dtype kI8, the parameters of all tokens
-  /// instead of each token's own. scale > 0. They are written to the pool as those are, so that
-  /// attention need not know; a head with a value that is not finite gets a zero that is not.
-  const KvScale* kv_static = nullptr;
   SequenceBatch batch;
 };
 

@@ -86,10 +86,15 @@ struct KvScale {
 /// that scores of 64 keys are computed without a transpose, and V as [64][head_dim].
 ///
 /// With dtype kI8 each block is its int8 elements, followed by the parameters that turn them back:
-/// KvScale[num_layers][2 (K, V)][kv_heads][64]. So a block still moves in one copy.
+/// KvScale[num_layers][2 (K, V)][kv_heads][64]. So a block still moves in one copy. With
+/// static_scales the pool has them once, behind its last block and with 64 equal ones for each
+/// head: whoever reads finds them as he would a block's, and who writes quantises with what is
+/// there.
 struct KvPool {
   void* base = nullptr;
   DType dtype = DType::kF16;
+  bool static_scales =
+      false;  // kI8: calibrated parameters of each head instead of each token's own
   int32_t num_blocks = 0;
   int32_t num_layers = 0;
   int32_t kv_heads = 0;
@@ -98,17 +103,28 @@ struct KvPool {
   constexpr size_t head_elems() const { return size_t{kBlockTokens} * head_dim; }
   constexpr size_t layer_elems() const { return 2 * size_t(kv_heads) * head_elems(); }
   constexpr size_t block_elems() const { return size_t(num_layers) * layer_elems(); }
-  /// KvScales of a block.
-  constexpr size_t block_scales() const {
+  /// KvScales of a block, or of all blocks.
+  constexpr size_t num_scales() const {
     return dtype == DType::kI8 ? 2 * size_t(num_layers) * size_t(kv_heads) * kBlockTokens : 0;
   }
   constexpr size_t block_bytes() const {
-    return block_elems() * dtype_size(dtype) + block_scales() * sizeof(KvScale);
+    return block_elems() * dtype_size(dtype) + (static_scales ? 0 : num_scales() * sizeof(KvScale));
   }
-  /// Bytes from a block's begin to the 64 KvScales of one layer, part (0 = K, 1 = V) and head.
-  constexpr size_t scales_offset(int32_t layer, int32_t part, int32_t head) const {
+  /// What static_scales take beside the blocks.
+  constexpr size_t shared_bytes() const {
+    return static_scales ? num_scales() * sizeof(KvScale) : 0;
+  }
+  constexpr size_t bytes() const { return size_t(num_blocks) * block_bytes() + shared_bytes(); }
+  /// Bytes from base to the KvScales of block 0, and from a block's to the next one's.
+  constexpr size_t scales_begin() const {
+    return static_scales ? size_t(num_blocks) * block_bytes() : block_elems() * dtype_size(dtype);
+  }
+  constexpr size_t scales_stride() const { return static_scales ? 0 : block_bytes(); }
+  /// Bytes from base to the 64 KvScales of a block's layer, part (0 = K, 1 = V) and head.
+  constexpr size_t scales_at(int32_t block, int32_t layer, int32_t part, int32_t head) const {
     const size_t index = (size_t(layer) * 2 + size_t(part)) * size_t(kv_heads) + size_t(head);
-    return block_elems() * dtype_size(dtype) + index * kBlockTokens * sizeof(KvScale);
+    return scales_begin() + size_t(block) * scales_stride() +
+           index * kBlockTokens * sizeof(KvScale);
   }
 };
 

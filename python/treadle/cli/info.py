@@ -23,8 +23,6 @@ def gather(path: str, model_name: str | None, native_config: Any) -> dict[str, A
     files = [entry for entry in os.scandir(folder) if entry.name.endswith(".safetensors")]
     facts["weight_files"] = len(files)
     facts["weight_file_bytes"] = sum(entry.stat().st_size for entry in files)
-    ranges = os.path.exists(os.path.join(path, "kv_qparams.safetensors"))
-    facts["kv_static_ranges"] = facts["kv_dtype"] == "int8" and ranges
     facts["kv_pool_bytes"] = (
         facts["kv_blocks"] * facts["kv_block_tokens"] * facts["kv_bytes_per_token"]
     )

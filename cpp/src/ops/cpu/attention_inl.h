@@ -165,8 +165,8 @@ struct AttentionRows {
              size_t(p.layer) * kv.layer_elems() + size_t(kv_head) * kv.head_elems();
     };
     auto scales_of = [&](int part) {
-      return reinterpret_cast<const KvScale*>(pool + size_t(table[index]) * kv.block_bytes() +
-                                              kv.scales_offset(p.layer, part, kv_head));
+      return reinterpret_cast<const KvScale*>(pool +
+                                              kv.scales_at(table[index], p.layer, part, kv_head));
     };
     const T* k = keys_of(table[index]);
     const T* v = k + size_t(kv.kv_heads) * kv.head_elems();

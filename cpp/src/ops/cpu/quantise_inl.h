@@ -1,4 +1,4 @@
-// One head of K or V of one token as int8 with a scale and a zero of its own, and back.
+// One head of K or V of one token as int8 with a scale and a zero, and back.
 #pragma once
 
 #include <cstddef>
@@ -27,13 +27,10 @@ inline KvScale scale_of_values(const float* in, int n) {
   return {(0.5F * largest - 0.5F * least) / 127.5F, 0.5F * least + 0.5F * largest};
 }
 
-/// out: n elements, `stride` apart. `given`: parameters to use, or null for those of the values;
-/// values beyond the range of given ones become its ends. scratch: [n] floats.
+/// out: n elements, `stride` apart. Values beyond the range of s become its ends. scratch: [n]
+/// floats.
 template <class V>
-inline KvScale quantise(const float* in, int n, const KvScale* given, int8_t* out, int stride,
-                        float* scratch) {
-  KvScale s = scale_of_values<V>(in, n);
-  if (given != nullptr && __builtin_isfinite(s.zero)) s = *given;
+inline void quantise(const float* in, int n, KvScale s, int8_t* out, int stride, float* scratch) {
   const auto zero = V::set1(s.zero);
   const auto scale = V::set1(s.scale > 0.0F ? s.scale : 1.0F);
   for (int i = 0; i < n; i += V::kWidth) {
@@ -44,7 +41,6 @@ inline KvScale quantise(const float* in, int n, const KvScale* given, int8_t* ou
     V::store_n(scratch + i, V::round(q), lanes);
   }
   for (int i = 0; i < n; ++i) out[size_t(i) * size_t(stride)] = static_cast<int8_t>(scratch[i]);
-  return s;
 }
 
 /// A block's keys of one head: [dim][64] int8, where each column is a token of its own scale.

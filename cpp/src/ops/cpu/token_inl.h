@@ -87,13 +87,14 @@ inline void store_all(T* out, const float* in, int n) {
   for (; i < n; ++i) from_float(in[i], out + i);
 }
 
-/// One head of K or V of one token, its elements `stride` apart, and the parameters of a quantised
-/// one, `given` or (null) its own. scratch: [n] floats.
+/// One head of K or V of one token, its elements `stride` apart. A quantised one's parameters are
+/// those of its values, unless `given` says that they are there. scratch: [n] floats.
 template <class V, class T>
-inline void write_head(const float* in, int n, T* out, int stride, const KvScale* given,
-                       KvScale* scale, float* scratch) {
+inline void write_head(const float* in, int n, T* out, int stride, KvScale* scale, bool given,
+                       float* scratch) {
   if constexpr (std::is_same_v<T, int8_t>) {
-    *scale = quantise<V>(in, n, given, out, stride, scratch);
+    if (!given) *scale = scale_of_values<V>(in, n);
+    quantise<V>(in, n, *scale, out, stride, scratch);
   } else if (stride == 1) {
     store_all<V>(out, in, n);
   } else {
@@ -139,19 +140,17 @@ inline void qkv_typed(const QkvParams& p, int64_t begin, int64_t end, float* scr
     T* v_base = k_base + size_t(kv.kv_heads) * kv.head_elems();
     auto scale_of = [&](int part, int h) -> KvScale* {
       if (kv.dtype != DType::kI8) return nullptr;
-      return reinterpret_cast<KvScale*>(block + kv.scales_offset(p.layer, part, h)) + slot;
-    };
-    auto given = [&](int part, int h) {
-      return p.kv_static != nullptr ? p.kv_static + part * p.kv_heads + h : nullptr;
+      char* scales = static_cast<char*>(kv.base) + kv.scales_at(id, p.layer, part, h);
+      return reinterpret_cast<KvScale*>(scales) + slot;
     };
     for (int h = 0; h < p.kv_heads; ++h, in += dim) {
       prepare_head<V>(p, in, p.k_norm, cos, sin, 1.0F, head);
       write_head<V>(head, dim, k_base + size_t(h) * kv.head_elems() + slot, kBlockTokens,
-                    given(0, h), scale_of(0, h), converted);
+                    scale_of(0, h), kv.static_scales, converted);
     }
     for (int h = 0; h < p.kv_heads; ++h, in += dim) {
       write_head<V>(in, dim, v_base + size_t(h) * kv.head_elems() + size_t(slot) * dim, 1,
-                    given(1, h), scale_of(1, h), converted);
+                    scale_of(1, h), kv.static_scales, converted);
     }
   }
 }
