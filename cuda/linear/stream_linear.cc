@@ -36,7 +36,7 @@ stream::Plan make_plan(const ops::LinearWeight& w) {
 }  // namespace
 
 size_t StreamWorkspace::bytes() {
-  return part_bytes() + static_cast<size_t>(device_info().sms) * sizeof(int);
+  return part_bytes() + static_cast<size_t>(device_info().sms) * stream::kCounters * sizeof(int);
 }
 
 StreamWorkspace::StreamWorkspace() {

@@ -23,11 +23,13 @@ struct Plan {
 
 // Most sums of a thread block: tiles of 4-bit weights have up to 192 rows and 192 tokens.
 constexpr int kMostSums = 192 * 192;
+// Most thread blocks of a multiprocessor that exchange parts.
+constexpr int kCounters = 4;
 
 /// Where the thread blocks of a tile exchange their parts.
 struct Parts {
-  float* sums = nullptr;    // [blocks][sums of a thread block]
-  int* counters = nullptr;  // [tiles], zero between launches
+  float* sums = nullptr;    // [multiprocessors][kMostSums]
+  int* counters = nullptr;  // [multiprocessors][kCounters], zero between launches
 };
 
 /// Whether this build holds the kernels (TREADLE_CUDA_ARCHS has 90a).
