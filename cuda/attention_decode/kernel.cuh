@@ -15,6 +15,7 @@
 // and never meets another.
 #pragma once
 
+#include "attention_decode/finish.cuh"
 #include "attention_decode/plan.cuh"
 
 namespace treadle::cuda::decode {
@@ -203,8 +204,8 @@ __global__ void __launch_bounds__(kThreads, Keys::kBlocksPerSm)
     if (by_warp) {
       finish_whole<T, kDim>(p, areas, tile, sums, warp, lane);
     } else {
-      merge_warps<kDim>(p, areas, sums, warp, lane);
-      finish_tile<T, kDim>(p, areas, plan, tile, mine);
+      gather_warps<kDim>(p, areas, sums, warp, lane);
+      finish_tile<T, kDim>(p, areas, shared, plan, tile, mine);
     }
     if (item == mine.end) return;
     tile = tile_of(p, areas, shift, sequence, item);

@@ -2,6 +2,7 @@
 // that they are added to.
 #pragma once
 
+#include "attention_decode/finish.cuh"
 #include "attention_decode/making_16bit.cuh"
 #include "attention_decode/newest.cuh"
 #include "attention_decode/plan.cuh"
@@ -206,12 +207,13 @@ struct Keys16Bit {
       sum[1] = quad_sum(sum[1]);
     }
 
-    /// This lane's share of row row_of(h), times factor, to its place in a row of floats.
-    __device__ void write(int h, float factor, float* row, int lane) const {
-      float* to = row + (lane & 3) * 2;
+    /// This lane's share of row row_of(h), times factor, to its place in rows of floats.
+    __device__ void write(int h, float factor, float* rows, int lane) const {
+      const int r = row_of(h, lane);
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        *reinterpret_cast<float2*>(to + n * 8) =
+        const int column = merge_column<kDim>(r, n * 8 + (lane & 3) * 2);
+        *reinterpret_cast<float2*>(rows + r * kDim + column) =
             make_float2(out[n][2 * h] * factor, out[n][2 * h + 1] * factor);
       }
     }

@@ -10,6 +10,7 @@
 // lanes to a key, of V for eight.
 #pragma once
 
+#include "attention_decode/finish.cuh"
 #include "attention_decode/newest.cuh"
 #include "attention_decode/plan.cuh"
 #include "attention_decode/query_int8.cuh"
@@ -369,15 +370,17 @@ struct KeysInt8 {
       }
     }
 
-    /// This lane's share of row row_of(i), times factor, to its place in a row of floats: the
+    /// This lane's share of row row_of(i), times factor, to its place in rows of floats: the
     /// columns whose bytes of V it had.
-    __device__ void write(int i, float factor, float* row, int lane) const {
+    __device__ void write(int i, float factor, float* rows, int lane) const {
+      const int r = row_of(i, lane);
       const float unit = exponent == 0 ? 0.0F : power_of_two(exponent) * factor;
       const float zero = zeros[i] * factor;
       const auto& tile = out[i / 2];
 #pragma unroll
       for (int t = 0; t < kDim / 8; t += 2) {
-        float* to = row + (t / kBytesV * 8 + (lane >> 2)) * kBytesV + t % kBytesV;
+        const int column = (t / kBytesV * 8 + (lane >> 2)) * kBytesV + t % kBytesV;
+        float* to = rows + r * kDim + merge_column<kDim>(r, column);
         *reinterpret_cast<float2*>(to) = make_float2(fmaf(tile[t / 2][i % 2], unit, zero),
                                                      fmaf(tile[t / 2][2 + i % 2], unit, zero));
       }

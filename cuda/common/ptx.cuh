@@ -46,6 +46,16 @@ __device__ __forceinline__ uint64_t evict_normal_policy() {
   asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;\n" : "=l"(policy));
   return policy;
 }
+/// Adds one and returns what there was. What this thread, or before a barrier another one of its
+/// block, has written is seen by whoever reads the sum of this or a later addition so.
+__device__ __forceinline__ int atomic_increment_acq_rel(int* counter) {
+  int before;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;\n"
+               : "=r"(before)
+               : "l"(counter)
+               : "memory");
+  return before;
+}
 __device__ __forceinline__ void prefetch_l2(const void* p) {
   asm volatile("prefetch.global.L2 [%0];\n" ::"l"(p));
 }
