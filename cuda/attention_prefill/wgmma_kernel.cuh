@@ -4,8 +4,8 @@
 //
 // A tile is 128 query tokens of one head. Key blocks of Layout::kKeys are visited from the last to
 // the first, so that the masked ones come first. While a consumer computes the softmax of one
-// block, its product with V of the block before runs, and the other consumer's products fill the
-// rest: the two take turns at issuing (named barriers kTurn, kTurn + 1).
+// block, the other consumer's products run: the two take turns at issuing (named barriers kTurn,
+// kTurn + 1).
 //
 // How K and V come to their stages is in wgmma_pages_16bit.cuh and wgmma_pages_int8.cuh.
 #pragma once
