@@ -1,7 +1,9 @@
 // Linear layers of 4-bit weights (groups of 128) beside 16-bit ones, both as the engine computes
 // them, and beside the time in which the weights can be read.
 //
-// Usage: cuda_int4_bench [bfloat16] [tokens, default 1 4 8 16 32 64 128 256 1024 4096]
+// Usage: cuda_int4_bench [bfloat16] [mma] [tokens, default 1 4 8 16 32 64 128 256 1024 4096]
+//
+// With `mma` also by the product that GPUs without wgmma take for more than 16 tokens.
 //
 // Times are medians of replayed graphs, each of launches that rotate over weights past the L2 cache
 // and follow each other without a pause, as in a model.
@@ -19,6 +21,7 @@
 #include "graph_timing.h"
 #include "int4_weights.h"
 #include "linear/int4_layout.h"
+#include "linear/int4_mma.h"
 #include "ops_cuda.h"
 
 namespace treadle::cuda {
@@ -66,17 +69,18 @@ class Weights {
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
-  double seconds(const Shape& s, const void* x, void* y, int tokens, cudaStream_t stream) const {
+  /// Of one product by `product(params)`.
+  template <class Product>
+  double seconds(const Shape& s, const void* x, void* y, int tokens, cudaStream_t stream,
+                 const Product& product) const {
     const int launches = std::max(static_cast<int>(weights_.size()), 8);
     return graph_seconds(stream, launches, [&](int i) {
-      ops_.linear(ops_.self,
-                  {.x = x,
-                   .weight = &weights_[static_cast<size_t>(i) % weights_.size()],
-                   .y = y,
-                   .num_tokens = tokens,
-                   .silu_mul = s.gated,
-                   .add = s.add},
-                  {stream});
+      product(ops::LinearParams{.x = x,
+                                .weight = &weights_[static_cast<size_t>(i) % weights_.size()],
+                                .y = y,
+                                .num_tokens = tokens,
+                                .silu_mul = s.gated,
+                                .add = s.add});
     });
   }
 
@@ -85,7 +89,7 @@ class Weights {
   std::vector<ops::LinearWeight> weights_;
 };
 
-void bench(const ops::Ops& table, const Shape& s, const std::vector<int>& counts,
+void bench(const ops::Ops& table, const Shape& s, const std::vector<int>& counts, bool with_mma,
            cudaStream_t stream) {
   const size_t most = static_cast<size_t>(*std::max_element(counts.begin(), counts.end()));
   const std::vector<uint16_t> host = random_values(table.act_dtype, most * size_t(s.k));
@@ -95,17 +99,23 @@ void bench(const ops::Ops& table, const Shape& s, const std::vector<int>& counts
   check(cudaMemset(y.get(), 0, most * size_t(s.n) * 2), "clear");
   const double bytes[] = {2.0 * s.n * s.k,
                           static_cast<double>(int4::layout_of(s.n, s.k, 128, s.gated).bytes())};
-  for (const bool four_bits : {false, true}) {
-    const Weights weights(table, s, four_bits);
-    std::printf("%-10s %5d x %5d %-8s %6.1f", s.name, s.n, s.k,
-                four_bits ? "int4" : ops::dtype_name(table.act_dtype),
-                bytes[four_bits] * 1e6 / kReadLimit);
+  const auto row = [&](const Weights& weights, const char* name, double floor,
+                       const auto& product) {
+    std::printf("%-10s %5d x %5d %-8s %6.1f", s.name, s.n, s.k, name, floor * 1e6 / kReadLimit);
     for (const int m : counts) {
-      std::printf(" %8.1f", 1e6 * weights.seconds(s, x.get(), y.get(), m, stream));
+      std::printf(" %8.1f", 1e6 * weights.seconds(s, x.get(), y.get(), m, stream, product));
       std::fflush(stdout);
     }
     std::printf("\n");
-  }
+  };
+  const auto as_chosen = [&](const ops::LinearParams& p) { table.linear(table.self, p, {stream}); };
+  row({table, s, false}, ops::dtype_name(table.act_dtype), bytes[0], as_chosen);
+  const Weights weights(table, s, true);
+  row(weights, "int4", bytes[1], as_chosen);
+  if (!with_mma) return;
+  const StreamWorkspace workspace;
+  row(weights, "int4 mma", bytes[1],
+      [&](const ops::LinearParams& p) { int4_mma(p, table.act_dtype, workspace, stream); });
 }
 
 }  // namespace
@@ -120,16 +130,22 @@ int main(int argc, char** argv) {
   }
   gpu::check(cudaSetDevice(0), "choose device");
   const gpu::StreamHandle stream = gpu::make_stream();
-  const bool bfloat16 = argc > 1 && std::strcmp(argv[1], "bfloat16") == 0;
+  int arg = 1;
+  const auto take = [&](const char* word) {
+    const bool there = arg < argc && std::strcmp(argv[arg], word) == 0;
+    if (there) ++arg;
+    return there;
+  };
+  const bool bfloat16 = take("bfloat16");
+  const bool with_mma = take("mma");
   const ops::Ops table = ops::cuda_ops(0, bfloat16 ? ops::DType::kBF16 : ops::DType::kF16);
   std::vector<int> counts;
-  for (int i = bfloat16 ? 2 : 1; i < argc; ++i)
-    counts.push_back(std::clamp(std::atoi(argv[i]), 1, 16384));
+  for (; arg < argc; ++arg) counts.push_back(std::clamp(std::atoi(argv[arg]), 1, 16384));
   if (counts.empty()) counts = {1, 4, 8, 16, 32, 64, 128, 256, 1024, 4096};
   std::printf("microseconds; %-20s  floor", "N x K");
   for (const int m : counts) std::printf(" %8d", m);
   std::printf("\n");
-  for (const gpu::Shape& s : gpu::kShapes) gpu::bench(table, s, counts, stream.get());
+  for (const gpu::Shape& s : gpu::kShapes) gpu::bench(table, s, counts, with_mma, stream.get());
   table.destroy(table.self);
   return 0;
 }

@@ -32,6 +32,7 @@ struct Zeros<__half> {
   uint32_t low;   // -(1024 + zero) of row r, twice
   uint32_t high;  // -(64 + zero) of row r + 8, twice
 
+  Zeros() = default;
   __device__ __forceinline__ explicit Zeros(uint2 words) {
     low = __byte_perm(words.x, 0xe4U, 0x4040);
     high = add(__byte_perm(words.y, 0xe4U, 0x4040), 0x63806380U);  // + 960
@@ -64,6 +65,7 @@ struct Zeros<__nv_bfloat16> {
   uint32_t low;   // -(128 + zero) of row r, twice
   uint32_t high;  // of row r + 8
 
+  Zeros() = default;
   __device__ __forceinline__ explicit Zeros(uint2 words) {
     low = __byte_perm(words.x, 0xc3U, 0x4040);
     high = __byte_perm(words.y, 0xc3U, 0x4040);

@@ -14,6 +14,7 @@ struct GroupScales {
   Zeros<T> zeros;
   uint32_t scale[2];  // of both rows, twice in a register, rounded to T
 
+  GroupScales() = default;
   __device__ __forceinline__ explicit GroupScales(uint2 words) : zeros(words) {
     const float low = __uint_as_float(words.x & 0xffffff00U);
     const float high = __uint_as_float(words.y & 0xffffff00U);
@@ -34,7 +35,8 @@ struct GroupScales {
     if constexpr (std::is_same_v<T, __half>) {
       asm("mul.rn.f16x2 %0, %1, %2;\n" : "=r"(r) : "r"(a), "r"(b));
     } else {
-      asm("mul.rn.bf16x2 %0, %1, %2;\n" : "=r"(r) : "r"(a), "r"(b));
+      // mul.bf16x2 is sm_90's alone.
+      asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(r) : "r"(a), "r"(b), "r"(0x80008000U));  // + -0
     }
     return r;
   }

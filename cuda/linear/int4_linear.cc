@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "elementwise/elementwise.h"
+#include "linear/int4_mma.h"
 #include "linear/int4_pack.h"
 #include "linear/int4_skinny.h"
 #include "linear/int4_wgmma.h"
@@ -181,6 +182,9 @@ ops::LinearWeight make_int4_linear(Backend& b, const ops::WeightPiece* pieces, i
 void int4_product(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
   if (p.num_tokens > kInt4SkinnyTokens && supports_int4_wgmma(p)) {
     return int4_wgmma(p, b.act, b.streaming, stream);
+  }
+  if (p.num_tokens > kInt4SkinnyTokens && prefers_int4_mma(p)) {
+    return int4_mma(p, b.act, b.streaming, stream);
   }
   if (p.num_tokens > kSkinnyPasses * kInt4SkinnyTokens || !supports_int4_skinny(p)) {
     return dequantised_product(b, p, stream);

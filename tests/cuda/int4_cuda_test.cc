@@ -204,7 +204,8 @@ void test_layer(const Tables& t, const Checkpoint& from, bool silu, bool with_bi
                          Use{true, true, false}}) {
     if (silu && (use.add || use.float_output)) continue;
     std::vector<char> first_row;
-    for (const int m : {1, 2, 3, 4, 8, 9, 12, 16, 17, 24, 32, 48, 64, 118, 128, 152, 300, 768}) {
+    for (const int m :
+         {1, 2, 3, 4, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64, 80, 118, 128, 152, 300, 768}) {
       if (use.norm && m != 1 && m != 3 && m != 16 && m != 64) continue;
       // The CPU's time.
       const int64_t work = int64_t{from.n} * from.k * m;
