@@ -109,17 +109,18 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t 
     TREADLE_WGMMA(n, count, "%" #add0, "%" #a0 ", %" #b0 ", p, 1, 1, 0, 0", "l"(a), "l"(b),       \
                   "r"(static_cast<int>(add)))                                                     \
   }
-#define TREADLE_WGMMA_RS(n, count, a0, a1, a2, a3, b0, transposed)                                 \
-  template <int kTransposed = 1>                                                                   \
+#define TREADLE_WGMMA_RS(n, count, a0, a1, a2, a3, b0, transposed, add0)                           \
+  template <int kTransposed = 1, bool kAdd = true>                                                 \
   static __device__ __forceinline__ void rs(float(&d)[count], const uint32_t(&a)[4], uint64_t b) { \
-    TREADLE_WGMMA(n, count, "1",                                                                   \
+    TREADLE_WGMMA(n, count, "%" #add0,                                                             \
                   "{%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b0 ", p, 1, 1, %" #transposed,    \
-                  "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kTransposed))            \
+                  "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kTransposed),            \
+                  "n"(static_cast<int>(kAdd)))                                                     \
   }
 
 /// ss: A [64][16] and B [N][16] in shared memory, both with K contiguous; `add` = false overwrites
 /// D. rs: A in registers (fragments of mma.m16n8k16), B in shared memory: [16][N] with N
-/// contiguous, or with kTransposed = 0 [N][16] with K contiguous.
+/// contiguous, or with kTransposed = 0 [N][16] with K contiguous; without kAdd D is overwritten.
 template <class T, int kN>
 struct Wgmma;
 
@@ -131,29 +132,29 @@ struct Wgmma<T, 16> {
 template <class T>
 struct Wgmma<T, 32> {
   TREADLE_WGMMA_SS(32, 16, 16, 17, 18)
-  TREADLE_WGMMA_RS(32, 16, 16, 17, 18, 19, 20, 21)
+  TREADLE_WGMMA_RS(32, 16, 16, 17, 18, 19, 20, 21, 22)
 };
 
 template <class T>
 struct Wgmma<T, 64> {
   TREADLE_WGMMA_SS(64, 32, 32, 33, 34)
-  TREADLE_WGMMA_RS(64, 32, 32, 33, 34, 35, 36, 37)
+  TREADLE_WGMMA_RS(64, 32, 32, 33, 34, 35, 36, 37, 38)
 };
 
 template <class T>
 struct Wgmma<T, 80> {
-  TREADLE_WGMMA_RS(80, 40, 40, 41, 42, 43, 44, 45)
+  TREADLE_WGMMA_RS(80, 40, 40, 41, 42, 43, 44, 45, 46)
 };
 
 template <class T>
 struct Wgmma<T, 96> {
-  TREADLE_WGMMA_RS(96, 48, 48, 49, 50, 51, 52, 53)
+  TREADLE_WGMMA_RS(96, 48, 48, 49, 50, 51, 52, 53, 54)
 };
 
 template <class T>
 struct Wgmma<T, 128> {
   TREADLE_WGMMA_SS(128, 64, 64, 65, 66)
-  TREADLE_WGMMA_RS(128, 64, 64, 65, 66, 67, 68, 69)
+  TREADLE_WGMMA_RS(128, 64, 64, 65, 66, 67, 68, 69, 70)
 };
 
 template <class T>
@@ -164,7 +165,7 @@ struct Wgmma<T, 176> {
 template <class T>
 struct Wgmma<T, 192> {
   TREADLE_WGMMA_SS(192, 96, 96, 97, 98)
-  TREADLE_WGMMA_RS(192, 96, 96, 97, 98, 99, 100, 101)
+  TREADLE_WGMMA_RS(192, 96, 96, 97, 98, 99, 100, 101, 102)
 };
 
 template <class T>
@@ -175,7 +176,7 @@ struct Wgmma<T, 224> {
 template <class T>
 struct Wgmma<T, 256> {
   TREADLE_WGMMA_SS(256, 128, 128, 129, 130)
-  TREADLE_WGMMA_RS(256, 128, 128, 129, 130, 131, 132, 133)
+  TREADLE_WGMMA_RS(256, 128, 128, 129, 130, 131, 132, 133, 134)
 };
 
 #undef TREADLE_WGMMA

@@ -33,6 +33,47 @@ __device__ __forceinline__ void add(float4 a, float4 b, float (&sum)[4]) {
   sum[3] = a.w + b.w;
 }
 
+/// Between the two thread blocks of a tile with Plan::cut: the one that has its last steps leaves
+/// their sums, the other waits for them.
+template <int kConsumers, int kVectors>
+__device__ __forceinline__ void leave_tail(const stream::Parts& parts, int tile,
+                                           const float (&sums)[kVectors][4]) {
+  float4* to =
+      reinterpret_cast<float4*>(parts.sums) + size_t(tile) * kVectors * kConsumers + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    to[i * kConsumers] = make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
+  }
+  named_sync(1, kConsumers);
+  if (threadIdx.x == 0) {
+    __threadfence();
+    atomicAdd(parts.counters + tile, 1);
+  }
+}
+template <int kConsumers, int kVectors>
+__device__ __forceinline__ void add_tail(const stream::Parts& parts, int tile,
+                                         float (&sums)[kVectors][4]) {
+  if (threadIdx.x == 0) {
+    int* counter = parts.counters + tile;
+    int there = 0;
+    do {
+      asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(there) : "l"(counter) : "memory");
+    } while (there == 0);
+    *counter = 0;
+  }
+  named_sync(1, kConsumers);
+  const float4* from = reinterpret_cast<const float4*>(parts.sums) +
+                       size_t(tile) * kVectors * kConsumers + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const float4 v = __ldcg(from + i * kConsumers);
+    sums[i][0] += v.x;
+    sums[i][1] += v.y;
+    sums[i][2] += v.z;
+    sums[i][3] += v.w;
+  }
+}
+
 /// Stores the sums that a warp has of 16 rows of W from `row` on and kVectors groups of 8 tokens
 /// from group `first` of y on; or adds up those of the thread blocks that share the tile, and
 /// stores every split-th group from its own number on.
@@ -44,10 +85,14 @@ __device__ __forceinline__ void add(float4 a, float4 b, float (&sum)[4]) {
 template <class T, class Out, bool kGated, bool kPair, int kConsumers, int kVectors>
 __device__ __forceinline__ void store_sums(const stream::Output& out, const stream::Parts& parts,
                                            const Plan& plan, const Segment& s,
-                                           const float (&acc)[kVectors][4], int row, int first,
+                                           float (&acc)[kVectors][4], int row, int first,
                                            uint32_t shared) {
   const int tile = s.tile - plan.whole;
-  if (s.part < 0) {
+  if (!kPair && plan.cut > 0) {
+    if (s.part == 1) return leave_tail<kConsumers>(parts, s.tile, acc);
+    add_tail<kConsumers>(parts, s.tile, acc);
+    stream::store_chunks<T, Out, kGated>(out, acc, row, first, 1);
+  } else if (s.part < 0) {
     stream::store_chunks<T, Out, kGated>(out, acc, row, first, 1);
   } else if constexpr (kPair) {
     const bool odd = s.part % 2 == 1;

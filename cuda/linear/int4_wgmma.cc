@@ -11,18 +11,52 @@ using int4::wgmma::Plan;
 
 constexpr int kMaxSplit = 8;
 constexpr int kMinSteps = 2;  // of a thread block
+constexpr int kFewSteps = 6;  // with fewer a smaller cut takes less time
 
 int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
 int most_split(const Plan& plan) { return std::clamp(plan.k_blocks / kMinSteps, 1, kMaxSplit); }
 
+/// How many steps of a tile its own thread block does, if `rest` others share the last ones.
+int cut_of(const Plan& plan, int rest) {
+  const int tails = ceil_div(plan.tiles, rest);  // of a thread block; each costs about a step more
+  int cut = ceil_div(int64_t{plan.k_blocks} * plan.tiles, plan.tiles + rest);
+  while (cut < plan.k_blocks && tails * (plan.k_blocks - cut + 1) > cut) ++cut;
+  return cut < plan.k_blocks - 1 ? cut : 0;
+}
+
+/// Up to 64 tokens: tiles of 128 rows, two thread blocks on a multiprocessor. The cut along K
+/// depends on the layer alone.
+Plan plan_fewest(const ops::LinearWeight& w, int tokens) {
+  const int sms = device_info().sms;
+  Plan plan{.rows = 128, .tokens = tokens <= 32 ? 32 : 64};
+  plan.k_blocks = ceil_div(w.in_features, int4::wgmma::kDepth);
+  plan.token_tiles = 1;
+  plan.tiles = ceil_div(w.out_features, plan.rows);
+  const int slots = 2 * sms;
+  plan.split = std::clamp(slots / plan.tiles, 1, most_split(plan));
+  plan.per_sm = 2;
+  if (plan.split > 1 && plan.k_blocks / plan.split < kFewSteps) {
+    plan.per_sm = 1;
+    plan.split = std::clamp(sms / plan.tiles, 1, most_split(plan));
+  }
+  plan.whole = plan.split > 1 ? 0 : plan.tiles;
+  plan.blocks = std::min(plan.per_sm * sms, plan.tiles * plan.split);
+  if (plan.split == 1 && plan.tiles < slots) {
+    plan.per_sm = 2;
+    plan.cut = cut_of(plan, slots - plan.tiles);
+    plan.blocks = plan.cut > 0 ? slots : plan.tiles;
+  }
+  return plan;
+}
+
 /// Up to 128 tokens: one round of tiles. The cut along K depends on the layer alone.
-Plan plan_few(const ops::LinearWeight& w, int tokens) {
+Plan plan_few(const ops::LinearWeight& w) {
   const int sms = device_info().sms;
   Plan best;
   double best_cost = 0.0;
   for (const int rows : {256, 192, 128}) {
-    Plan plan{.rows = rows, .tokens = tokens <= 32 ? 32 : tokens <= 64 ? 64 : 128};
+    Plan plan{.rows = rows, .tokens = 128};
     plan.k_blocks = ceil_div(w.in_features, int4::wgmma::kDepth);
     plan.token_tiles = 1;
     plan.tiles = ceil_div(w.out_features, rows);
@@ -30,10 +64,10 @@ Plan plan_few(const ops::LinearWeight& w, int tokens) {
     plan.whole = plan.split > 1 ? 0 : plan.tiles;
     plan.blocks = std::min(sms, plan.tiles * plan.split);
     // A thread block's rows of W, what it reads of x, and the sums that it exchanges; the weights
-    // of the three fit what was measured of six shapes with 32 to 128 tokens.
+    // of the three fit what was measured of six shapes.
     const int rounds = ceil_div(int64_t{plan.tiles} * plan.split, sms);
     const double steps = double(plan.k_blocks) / plan.split;
-    const double cost = rounds * steps * (rows + 64) + (plan.split > 1 ? 5.0 * rows : 0.0);
+    const double cost = rounds * steps * (rows + 32) + (plan.split > 1 ? 5.0 * rows : 0.0);
     if (best.rows == 0 || cost < best_cost) {
       best = plan;
       best_cost = cost;
@@ -94,7 +128,7 @@ Plan plan_many(const ops::LinearWeight& w, int tokens) {
 }
 
 Plan make_plan(const ops::LinearWeight& w, int tokens) {
-  return tokens <= 128 ? plan_few(w, tokens) : plan_many(w, tokens);
+  return tokens <= 64 ? plan_fewest(w, tokens) : tokens <= 128 ? plan_few(w) : plan_many(w, tokens);
 }
 
 }  // namespace

@@ -14,8 +14,8 @@ namespace treadle::cuda {
 bool supports_int4_wgmma(const ops::LinearParams& p);
 
 /// p.norm is not applied, and x's columns are in the order of the packed weight. Reads W before the
-/// kernels ahead in the stream have ended. Up to 128 tokens a token's result depends on the layer's
-/// shape and on the GPU, not on the other tokens.
+/// kernels ahead in the stream have ended. Up to 64 tokens, and from 65 to 128, a token's result
+/// depends on the layer's shape and on the GPU, not on the other tokens.
 void int4_wgmma(const ops::LinearParams& p, ops::DType act, const StreamWorkspace&, cudaStream_t);
 
 }  // namespace treadle::cuda

@@ -39,7 +39,6 @@ void run(const ops::LinearParams& p, const Plan& plan, const stream::Parts& part
       make_tensor_map(p.x, kAct, static_cast<uint64_t>(p.num_tokens), k, k * sizeof(T), S::kTokens);
   auto* kernel = int4_wgmma_kernel<T, Out, kGated, S>;
   constexpr int kBytes = Layout<S>::kBytes;
-  static_assert(kBytes <= 227 << 10);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
         "int4_wgmma: shared memory");
   launch("int4_wgmma", kernel,
@@ -64,34 +63,45 @@ void with_output(const ops::LinearParams& p, const Plan& plan, const stream::Par
   run<T, T, false, S>(p, plan, parts, stream);
 }
 
+/// A kernel for up to 64 tokens.
+template <class T, int kTokens, int kStages, int kPerSm>
+void with_groups(const ops::LinearParams& p, const Plan& plan, const stream::Parts& parts,
+                 cudaStream_t stream) {
+  const ops::LinearWeight& w = *p.weight;
+  if (w.group_size >= kDepth || w.group_size == w.in_features) {
+    return with_output<T, Sizes<2, kTokens, kStages, true, kPerSm>>(p, plan, parts, stream);
+  }
+  with_output<T, Sizes<2, kTokens, kStages, false, kPerSm>>(p, plan, parts, stream);
+}
+
 // As many stages as shared memory holds: they fill while the kernels ahead are running.
 template <class T>
 void dispatch(const ops::LinearParams& p, const Plan& plan, const stream::Parts& parts,
               cudaStream_t stream) {
   const auto with = [&](auto sizes) { with_output<T, decltype(sizes)>(p, plan, parts, stream); };
+  if (plan.tokens == 32) {
+    return plan.per_sm == 2 ? with_groups<T, 32, 6, 2>(p, plan, parts, stream)
+                            : with_groups<T, 32, 12, 1>(p, plan, parts, stream);
+  }
+  if (plan.tokens == 64) {
+    return plan.per_sm == 2 ? with_groups<T, 64, 4, 2>(p, plan, parts, stream)
+                            : with_groups<T, 64, 8, 1>(p, plan, parts, stream);
+  }
   if (plan.pair) {
-    if (plan.rows == 192 && plan.tokens == 128) return with(Sizes<3, 128, 6, 8, true>{});
-    if (plan.rows == 192) return with(Sizes<3, 192, 4, 6, true>{});
-    if (plan.tokens == 128) return with(Sizes<2, 128, 9, 8, true>{});
-    if (plan.tokens == 192) return with(Sizes<2, 192, 5, 7, true>{});
-    return with(Sizes<2, 256, 5, 5, true>{});
+    if (plan.rows == 192 && plan.tokens == 128) return with(Sizes<3, 128, 4, false, 1, true>{});
+    if (plan.rows == 192) return with(Sizes<3, 192, 3, false, 1, true>{});
+    if (plan.tokens == 128) return with(Sizes<2, 128, 5, false, 1, true>{});
+    if (plan.tokens == 192) return with(Sizes<2, 192, 3, false, 1, true>{});
+    return with(Sizes<2, 256, 3, false, 1, true>{});
   }
-  if (plan.rows == 256) {
-    if (plan.tokens == 32) return with(Sizes<4, 32, 8, 14>{});
-    if (plan.tokens == 64) return with(Sizes<4, 64, 7, 9>{});
-    return with(Sizes<4, 128, 5, 7>{});
-  }
+  if (plan.rows == 256) return with(Sizes<4, 128, 4, false>{});
   if (plan.rows == 192) {
-    if (plan.tokens == 32) return with(Sizes<3, 32, 10, 16>{});
-    if (plan.tokens == 64) return with(Sizes<3, 64, 9, 10>{});
-    if (plan.tokens == 128) return with(Sizes<3, 128, 6, 8>{});
-    return with(Sizes<3, 192, 4, 6>{});
+    if (plan.tokens == 128) return with(Sizes<3, 128, 4, false>{});
+    return with(Sizes<3, 192, 3, false>{});
   }
-  if (plan.tokens == 32) return with(Sizes<2, 32, 16, 16>{});
-  if (plan.tokens == 64) return with(Sizes<2, 64, 14, 10>{});
-  if (plan.tokens == 128) return with(Sizes<2, 128, 9, 8>{});
-  if (plan.tokens == 192) return with(Sizes<2, 192, 5, 7>{});
-  with(Sizes<2, 256, 5, 5>{});
+  if (plan.tokens == 128) return with(Sizes<2, 128, 5, false>{});
+  if (plan.tokens == 192) return with(Sizes<2, 192, 3, false>{});
+  with(Sizes<2, 256, 3, false>{});
 }
 
 }  // namespace treadle::cuda::int4::wgmma

@@ -2,7 +2,9 @@
 //
 // A tile is 128, 192 or 256 rows of W and up to 256 tokens, and its steps are the blocks of 128
 // columns of K. Thread blocks take whole tiles in rounds; the tiles of a last round that would
-// leave multiprocessors idle are cut along K, and their thread blocks exchange the parts.
+// leave multiprocessors idle are cut along K, and their thread blocks exchange the parts. Or, where
+// tiles are fewer than multiprocessors, but more than half of them, the others compute the last
+// steps of all.
 #pragma once
 
 #include <cstdint>
@@ -21,11 +23,14 @@ struct Plan {
   int tokens = 0;       // of a tile: 32, 64, 128, 192 or 256
   int token_tiles = 0;  // tile t has tokens of t % token_tiles and rows of t / token_tiles
   int tiles = 0;
-  int whole = 0;      // tiles [0, whole) are computed by one thread block each
-  int k_blocks = 0;   // steps of a tile
-  int split = 1;      // thread blocks of each tile from `whole` on
+  int whole = 0;     // tiles [0, whole) are computed by one thread block each
+  int k_blocks = 0;  // steps of a tile
+  int split = 1;     // thread blocks of each tile from `whole` on
+  int cut = 0;  // if not 0: steps of a tile that one thread block computes; the last steps of all
+                // are shared by the first `blocks - tiles` thread blocks
   bool pair = false;  // split is 2 or 4, whole is 0, and two of them are a cluster
-  int blocks = 0;     // thread blocks; at most the GPU's multiprocessors
+  int per_sm = 1;     // thread blocks that fit a multiprocessor: 1 or 2
+  int blocks = 0;     // thread blocks; at most what fits the GPU
 };
 
 /// Whether this build holds the kernels (TREADLE_CUDA_ARCHS has 90a).
