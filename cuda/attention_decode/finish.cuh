@@ -65,12 +65,15 @@ struct Owners {
   __device__ int slot_of(int part) const { return part == 0 ? first_slot : 2 * (first + part); }
 };
 
-/// All threads: adds the parts of a tile and writes the result. `room`: quads of each part for
-/// which `ring` has place, or 0.
+constexpr int kMostShift = 7;
+static_assert(1 << kMostShift == kThreads);
+
+/// All threads: adds the parts of a tile and writes the result. They come by way of `ring`, which
+/// has room for 1 << shift quads of each, one a thread; where shift is negative, one after the
+/// other.
 template <class T, int kDim>
 __device__ __forceinline__ void combine_parts(const Params& p, const Shared& s, uint8_t* ring,
-                                              int room, const Owners& owners, T* out) {
-  const int group = p.heads / p.kv_heads;
+                                              int shift, const Owners& owners, int group, T* out) {
   const int quads = group * kDim / 4;
   const int lane = threadIdx.x & 31;
   const auto* stats = reinterpret_cast<const float2*>(p.part_stats);
@@ -83,28 +86,28 @@ __device__ __forceinline__ void combine_parts(const Params& p, const Shared& s, 
   const float2 early[2] = {stat_of(lane, min(first_row, group - 1)),
                            stat_of(lane + 32, min(first_row, group - 1))};
 
-  // All parts come together, 1 << shift quads of each at a time, one a thread.
   const auto* parts = reinterpret_cast<const float4*>(p.parts);
-  const int shift = 31 - __clz(min(max(room, 1), kThreads));
   auto stage = [&](int begin) {
+    constexpr int kAtOnce = 8;
     const int e = begin + (threadIdx.x & ((1 << shift) - 1));
-    int part = static_cast<int>(threadIdx.x) >> shift;
-    if (e < quads) {
-      uint32_t to = shared_address(ring) + threadIdx.x * 16;
-      const int64_t further = int64_t{2 * (kThreads >> shift)} * quads;
-      const float4* from = parts + int64_t{owners.slot_of(part)} * quads + e;
-      const float4* next = parts + int64_t{2 * (owners.first + part)} * quads + e + further;
-#pragma unroll 4
-      for (; part < owners.count; part += kThreads >> shift) {
-        cp_async_16(to, from, true);
+    const int part = static_cast<int>(threadIdx.x) >> shift;  // then every kThreads >> shift
+    const int count =
+        e < quads ? (owners.count - part + (kThreads >> shift) - 1) >> (kMostShift - shift) : 0;
+    const int64_t step = int64_t{2 * (kThreads >> shift)} * quads;
+    const float4* from = parts + int64_t{owners.slot_of(part)} * quads + e;
+    const float4* next = parts + int64_t{2 * (owners.first + part)} * quads + e + step;
+    uint32_t to = shared_address(ring) + threadIdx.x * 16;
+    for (int i = 0; i < count; i += kAtOnce, to += kAtOnce * kThreads * 16) {
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (i + k < count) cp_async_16(to + k * kThreads * 16, from, true);
         from = next;
-        next += further;
-        to += kThreads * 16;
+        next += step;
       }
     }
     cp_async_commit();
   };
-  if (room > 0) stage(0);
+  if (shift >= 0) stage(0);
 
   // One warp a row: weight of each part, then the sum of all.
   float* weights = s.merge;  // [group][owners + 1]
@@ -143,7 +146,7 @@ __device__ __forceinline__ void combine_parts(const Params& p, const Shared& s, 
     store4(out + e * 4,
            make_float4(sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse));
   };
-  if (room == 0) {
+  if (shift < 0) {
     __syncthreads();
     for (int e = threadIdx.x; e < quads; e += kThreads) {
       write(e, [&](int part) { return __ldcg(parts + int64_t{owners.slot_of(part)} * quads + e); });
@@ -205,22 +208,21 @@ __device__ __forceinline__ void finish_tile(const Params& p, const Shared& s, ui
   if (whole) return;
 
   __shared__ int last;
-  __syncthreads();
-  int32_t* counter = p.counters + tile.sequence * p.kv_heads + tile.kv_head;
-  int arrived = 0;
-  // With the barrier before it: all threads' parts are visible. What is computed from here to the
-  // next barrier costs nothing beside it.
-  if (threadIdx.x == 0) arrived = atomic_increment_acq_rel(counter);
+  // Computed while the parts are on their way.
   const Owners owners(plan, tile);
   // After its last tile a thread block awaits nothing more in the rings.
   const int bytes = static_cast<int>(reinterpret_cast<uint8_t*>(s.merge) - ring);
-  const int room = tile.end >= mine.end ? bytes / (owners.count * 16) : 0;
+  int shift = tile.end >= mine.end ? kMostShift : -1;
+  while (shift >= 0 && owners.count * 16 << shift > bytes) --shift;
+  __syncthreads();
+  int32_t* counter = p.counters + tile.sequence * p.kv_heads + tile.kv_head;
   if (threadIdx.x == 0) {
-    last = arrived == owners.count - 1 ? 1 : 0;
+    // With the barrier before it: all threads' parts are visible.
+    last = atomic_increment_acq_rel(counter) == owners.count - 1 ? 1 : 0;
     if (last != 0) *counter = 0;
   }
   __syncthreads();
-  if (last != 0) combine_parts<T, kDim>(p, s, ring, room, owners, out);
+  if (last != 0) combine_parts<T, kDim>(p, s, ring, shift, owners, group, out);
 }
 
 /// One warp that has had all of a tile: adds and writes its sums, by way of its part of

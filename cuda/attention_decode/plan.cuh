@@ -49,7 +49,10 @@ __device__ __forceinline__ Stretch stretch_of(const Plan& plan, int b) {
 }
 __device__ __forceinline__ int owner_of(const Plan& plan, int item) {
   const int cut = plan.more * (plan.each + 1);
-  return item < cut ? item / (plan.each + 1) : plan.more + (item - cut) / plan.each;
+  const bool longer = item < cut;
+  const auto from = static_cast<unsigned>(longer ? item : item - cut);
+  const auto each = static_cast<unsigned>(longer ? plan.each + 1 : plan.each);
+  return static_cast<int>(from / each) + (longer ? 0 : plan.more);
 }
 
 __device__ __forceinline__ int first_key_of(int length, int window) {
