@@ -14,6 +14,7 @@ constexpr int32_t kStreamedTokens = 16;
 constexpr int32_t kEvenlyStreamedTokens = 80;
 // Beyond them it is cuBLASLt. The part of its time that a product multiplies, by `cost`, at least:
 constexpr int32_t kFewTokens = 512;
+constexpr int32_t kSlowTokens = 384;
 constexpr double kBusyOfFew = 0.64;
 constexpr double kBusy = 0.55;
 
@@ -73,7 +74,9 @@ bool prefers_tile_linear(const ops::LinearParams& p) {
            (p.num_tokens > kEvenlyStreamedTokens || !streams_evenly(w));
   }
   const bool few = p.num_tokens <= kFewTokens;
-  const int tokens = few ? 64 * up(p.num_tokens, 64) : p.num_tokens;  // as cuBLASLt's choices go
+  // As cuBLASLt's choices go. Between 384 and 512 tokens its time is that of 512, or far more.
+  const int step = p.num_tokens <= kSlowTokens ? 64 : 128;
+  const int tokens = few ? step * up(p.num_tokens, step) : p.num_tokens;
   const double done = static_cast<double>(cost(plan)) * tile::kCluster * clusters() * tile::kTokens;
   return static_cast<double>(w.out_features) * tokens > (few ? kBusyOfFew : kBusy) * done;
 }
