@@ -9,7 +9,7 @@
 
 namespace treadle::cuda {
 
-constexpr int32_t kStreamTokens = 128;
+constexpr int32_t kStreamTokens = 128;  // of any layer; narrow ones take more
 
 /// Memory of the device that is current at construction. One stream at a time.
 class StreamWorkspace {

@@ -1,4 +1,5 @@
 // Stands in for stream_f16.cu and stream_bf16.cu in a build without Hopper's instruction set.
+#include "linear/stream_many_plan.h"
 #include "linear/stream_plan.h"
 #include "treadle/error.h"
 
@@ -22,5 +23,19 @@ void launch_bf16(const ops::LinearParams& /*p*/, const Plan& /*plan*/, const Par
                  cudaStream_t /*stream*/) {
   missing();
 }
+
+namespace many {
+
+void launch_f16(const ops::LinearParams& /*p*/, const Plan& /*plan*/, const Parts& /*parts*/,
+                cudaStream_t /*stream*/) {
+  missing();
+}
+
+void launch_bf16(const ops::LinearParams& /*p*/, const Plan& /*plan*/, const Parts& /*parts*/,
+                 cudaStream_t /*stream*/) {
+  missing();
+}
+
+}  // namespace many
 
 }  // namespace treadle::cuda::stream

@@ -130,14 +130,47 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&r)[4]) {
   swap(r[1], r[3], 2);
 }
 
-/// What store() does, by 16 bytes. Rows of y are aligned to 16 bytes.
+/// Where in y chunk `c` of a warp's sums is, 16 bytes of the token lane / 4 of a group of 8: a
+/// group has two chunks, or one when gated. Null outside y.
+template <class T, bool kGated>
+__device__ __forceinline__ T* chunk_of(const Output& a, int c, int row, int first, int stride) {
+  const int token =
+      8 * (first + (kGated ? c : c / 2) * stride) + static_cast<int>(threadIdx.x % 32 / 4);
+  const int column = kGated ? row / 2 : row + c % 2 * 8;
+  return token < a.m && column < a.columns
+             ? static_cast<T*>(a.y) + size_t(token) * a.columns + column
+             : nullptr;
+}
+
+/// What the sums of kCount groups of 8 tokens are added to, in the order of store_chunks().
+template <int kCount>
+struct Chunks {
+  static_assert(kCount % 2 == 0);
+  uint4 of[kCount / 2];
+};
+
+/// Loads it ahead of store_chunks(), so that the latency of memory passes while sums are awaited.
+template <class T, int kCount>
+__device__ __forceinline__ void load_chunks(const Output& a, int row, int first, int stride,
+                                            Chunks<kCount>& old) {
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i) {
+    const int c = 4 * i + static_cast<int>(threadIdx.x % 4);
+    const T* from = a.add ? chunk_of<T, false>(a, c, row, first, stride) : nullptr;
+    old.of[i] = from != nullptr ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+  }
+}
+
+/// What store() does, by 16 bytes. Rows of y are aligned to 16 bytes. `loaded`: by load_chunks(),
+/// or null.
 ///
 /// Sums are pairs of tokens of one column; memory wants columns of one token. So they are
 /// transposed to pieces of two columns, four of which, in the lanes of a quad, are a chunk of 16
 /// bytes. Four chunks are transposed once more, so that each lane has one.
 template <class T, class Out, bool kGated, int kCount>
 __device__ __forceinline__ void store_chunks(const Output& a, const float (&sums)[kCount][4],
-                                             int row, int first, int stride) {
+                                             int row, int first, int stride,
+                                             const Chunks<kCount>* loaded = nullptr) {
   if constexpr (std::is_same_v<Out, float>) {
     store<T, Out, kGated>(a, sums, row, first, stride);
   } else {
@@ -153,13 +186,7 @@ __device__ __forceinline__ void store_chunks(const Output& a, const float (&sums
       }
     }
     constexpr int kChunks = kGated ? kCount : 2 * kCount;
-    const auto chunk_of = [&](int c) {  // null outside y
-      const int token = 8 * (first + (kGated ? c : c / 2) * stride) + group;
-      const int column = kGated ? row / 2 : row + c % 2 * 8;
-      return token < a.m && column < a.columns
-                 ? static_cast<T*>(a.y) + size_t(token) * a.columns + column
-                 : nullptr;
-    };
+    const auto chunk = [&](int c) { return chunk_of<T, kGated>(a, c, row, first, stride); };
     const auto piece_of = [&](int c, uint32_t old) {  // of chunk c, added to the piece `old`
       float low;
       float high;
@@ -191,9 +218,10 @@ __device__ __forceinline__ void store_chunks(const Output& a, const float (&sums
         if (!kGated && a.add) {
 #pragma unroll
           for (int b = 0; b < kBatch; ++b) {
-            const T* from = chunk_of(begin + 4 * b + quad);
-            const uint4 v =
-                from != nullptr ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+            const T* from = chunk(begin + 4 * b + quad);
+            const uint4 v = loaded != nullptr ? loaded->of[begin / 4 + b]
+                            : from != nullptr ? *reinterpret_cast<const uint4*>(from)
+                                              : make_uint4(0, 0, 0, 0);
             pieces[b][0] = v.x;
             pieces[b][1] = v.y;
             pieces[b][2] = v.z;
@@ -207,7 +235,7 @@ __device__ __forceinline__ void store_chunks(const Output& a, const float (&sums
 #pragma unroll
           for (int j = 0; j < 4; ++j) pieces[b][j] = piece_of(begin + 4 * b + j, pieces[b][j]);
           transpose_quad(pieces[b]);
-          if (T* to = chunk_of(begin + 4 * b + quad)) {
+          if (T* to = chunk(begin + 4 * b + quad)) {
             *reinterpret_cast<uint4*>(to) =
                 make_uint4(pieces[b][0], pieces[b][1], pieces[b][2], pieces[b][3]);
           }
@@ -216,7 +244,7 @@ __device__ __forceinline__ void store_chunks(const Output& a, const float (&sums
     } else {
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
-        auto* at = reinterpret_cast<uint32_t*>(chunk_of(c));
+        auto* at = reinterpret_cast<uint32_t*>(chunk(c));
         const uint32_t old = !kGated && a.add && at != nullptr ? at[quad] : 0;
         const uint32_t piece = piece_of(c, old);
         if (at != nullptr) at[quad] = piece;

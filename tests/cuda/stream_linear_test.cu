@@ -19,7 +19,15 @@ void test_shape(Report& report, const Product& product, const Shape& s) {
        {Use{false, false, false}, Use{true, true, false}, Use{true, false, true}}) {
     if (s.gated && (use.add || use.float_output)) continue;
     const Layer<T> layer(s, use.bias || s.gated);
-    for (const int m : {9, 12, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 96, 100, 127, 128}) {
+    std::vector<int> counts = {9,  12, 16, 17, 24, 31, 32,  33,  48, 63,
+                               64, 65, 80, 81, 96, 97, 100, 127, 128};
+    // More where clusters take them (stream_many_kernel.cuh).
+    if (!s.gated && product.supports({.weight = &layer.weight, .num_tokens = 192})) {
+      const int many[] = {129, 130, 144, 145, 159, 160, 177, 191, 192};
+      counts.insert(counts.end(), std::begin(many), std::end(many));
+    }
+    for (const int m : counts) {
+      if (use.float_output && m > kStreamTokens) continue;
       if (use.float_output) {
         check_product<T, float>(report, product, layer, s, use, m);
       } else {
@@ -30,15 +38,34 @@ void test_shape(Report& report, const Product& product, const Shape& s) {
 }
 
 /// A token's result is the same beside any others.
-void test_invariance(Report& report, const Product& product) {
-  const Shape s{1000, 1536, false};
+void test_invariance(Report& report, const Product& product, const Shape& s, int most) {
   const Layer<__half> layer(s, true);
-  const auto all = check_product<__half, __half>(report, product, layer, s, {}, 128);
-  for (const int m : {9, 32, 64}) {
+  const auto all = check_product<__half, __half>(report, product, layer, s, {}, most);
+  for (const int m : {9, 32, 64, 81, 129}) {
+    if (m > most) continue;
     const auto some = check_product<__half, __half>(report, product, layer, s, {}, m);
     report.check(std::memcmp(all.data(), some.data(), some.size() * 2) == 0,
-                 "the results of " + std::to_string(m) + " tokens differ from theirs among 128");
+                 "the results of " + std::to_string(m) + " tokens differ from theirs among " +
+                     std::to_string(most));
   }
+}
+
+/// What stream_linear() would compute wrongly or not at all.
+void test_refusals(Report& report) {
+  const auto supports = [](int n, int k, const ops::LinearParams& use) {
+    const ops::LinearWeight w{.in_features = k, .out_features = n};
+    ops::LinearParams p = use;
+    p.weight = &w;
+    return supports_stream_linear(p);
+  };
+  report.check(supports(4096, 1024, {.num_tokens = 192}), "192 tokens of a narrow layer");
+  report.check(!supports(4096, 1024, {.num_tokens = 193}), "193 tokens");
+  report.check(!supports(4096, 1024, {.num_tokens = 129, .silu_mul = true}), "129 tokens, gated");
+  report.check(!supports(4096, 1024, {.num_tokens = 129, .float_output = true}),
+               "129 tokens, float output");
+  report.check(!supports(40960, 1024, {.num_tokens = 129}), "129 tokens of a wide layer");
+  report.check(!supports(31 * 128, 1024, {.num_tokens = 129}), "129 tokens, odd tiles");
+  report.check(!supports(4096, 1020, {.num_tokens = 32}), "rows of no whole 16 bytes");
 }
 
 /// Products that overlap and depend on each other, replayed.
@@ -96,6 +123,7 @@ int main(int argc, char** /*argv*/) {
   if (argc <= 1) {
     const test::Shape more[] = {{1000, 896, false},  {896, 4864, false},  {4096, 1024, false},
                                 {512, 11008, false}, {20008, 328, false}, {40008, 136, false},
+                                {3976, 520, false},  {5120, 776, false},  {6136, 840, false},
                                 {1008, 896, true},   {9728, 896, true},   {2816, 2048, true}};
     shapes.insert(shapes.end(), std::begin(more), std::end(more));
   }
@@ -103,7 +131,11 @@ int main(int argc, char** /*argv*/) {
     test::test_shape<__half>(report, product, s);
     test::test_shape<__nv_bfloat16>(report, product, s);
   }
-  if (argc <= 1) test::test_invariance(report, product);
+  test::test_refusals(report);
+  if (argc <= 1) {
+    test::test_invariance(report, product, {1000, 1536, false}, 128);
+    test::test_invariance(report, product, {4096, 1536, false}, 192);
+  }
   test::test_chain(report, workspace);
   return report.finish("stream_linear_test");
 }
