@@ -98,6 +98,7 @@ void product(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
                 .bias = bias,
                 .y = y,
                 .m = p.num_tokens,
+                .spare_rows = p.silu_mul ? 0 : p.spare_rows,
                 .n = w.out_features,
                 .k = w.in_features,
                 .float_output = p.float_output,
@@ -144,6 +145,7 @@ void linear(Backend& b, const ops::LinearParams& p, cudaStream_t stream) {
   for (int64_t begin = 0; begin < p.num_tokens; begin += tokens) {
     ops::LinearParams chunk = p;
     chunk.num_tokens = static_cast<int32_t>(std::min(tokens, p.num_tokens - begin));
+    if (begin + tokens < p.num_tokens) chunk.spare_rows = 0;  // there the next chunk begins
     chunk.x = static_cast<const char*>(p.x) + begin * x_bytes;
     chunk.y = static_cast<char*>(p.y) + begin * y_bytes;
     if (p.norm != nullptr) chunk.x = normalise(b, chunk, stream);

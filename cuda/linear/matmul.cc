@@ -22,6 +22,17 @@ int64_t bucket_of(int64_t m) {
 
 int64_t stride_of(const MatmulParams& p) { return p.ldy > 0 ? p.ldy : p.n; }
 
+/// The rows to multiply: whole tiles where there is memory for them. cuBLASLt's kernels take longer
+/// for some of a tile's rows than for all, since zeros from outside x are brought slowly. Where it
+/// was measured to be faster (docs/design/cuda-linear.md).
+int64_t rows_of(const MatmulParams& p) {
+  if (device_info().capability != 90 || p.float_output) return p.m;
+  int64_t rows = p.m;
+  if (p.m > 192 && p.m <= 384) rows = (p.m + 63) / 64 * 64;
+  if (p.m > 128 && p.m <= 160 && p.n >= 8192) rows = 192;
+  return rows - p.m <= p.spare_rows ? rows : p.m;
+}
+
 cudaDataType_t data_type(ops::DType dtype) {
   return dtype == ops::DType::kBF16 ? CUDA_R_16BF : CUDA_R_16F;
 }
@@ -191,8 +202,9 @@ void Matmul::run(const MatmulParams& p, cudaStream_t stream) {
              lt_.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p.bias, sizeof p.bias),
              "describe a product");
   }
-  const Layout x(lt_, act_, p.k, p.m, p.k);
-  const Layout y(lt_, p.float_output ? CUDA_R_32F : act_, p.n, p.m, stride_of(p));
+  const int64_t rows = rows_of(p);
+  const Layout x(lt_, act_, p.k, rows, p.k);
+  const Layout y(lt_, p.float_output ? CUDA_R_32F : act_, p.n, rows, stride_of(p));
   const float one = 1.0F;
   const float of_y = p.add ? 1.0F : 0.0F;
   check_lt(lt_,

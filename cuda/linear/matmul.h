@@ -21,6 +21,7 @@ struct MatmulParams {
   const void* bias = nullptr;  // [n] of y's type, or null
   void* y = nullptr;           // [m][ldy] of act, or float32, of which n columns are written
   int64_t m = 0;
+  int64_t spare_rows = 0;  // of x and y behind the m: may be read and overwritten
   int64_t n = 0;
   int64_t k = 0;
   int64_t ldy = 0;  // 0 = n

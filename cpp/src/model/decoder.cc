@@ -132,7 +132,8 @@ void Decoder::attention_block(const LayerWeights& layer, int32_t index, int32_t 
                .norm = layer.attn_norm,
                .norm_eps = spec_.norm_eps,
                .y = qkv_out_,
-               .num_tokens = num_tokens},
+               .num_tokens = num_tokens,
+               .spare_rows = limits_.max_tokens - num_tokens},
               stream_);
   const ops::QkvParams qkv = qkv_params(layer, index);
   const bool attention_makes_qkv =
@@ -155,7 +156,8 @@ void Decoder::attention_block(const LayerWeights& layer, int32_t index, int32_t 
                  stream_);
 }
 
-void Decoder::mlp_block(const LayerWeights& layer, char* residual, int32_t num_tokens) {
+void Decoder::mlp_block(const LayerWeights& layer, char* residual, int32_t num_tokens,
+                        int32_t spare_rows) {
   ops_.linear(ops_.self,
               {.x = residual,
                .weight = &layer.gate_up,
@@ -163,15 +165,21 @@ void Decoder::mlp_block(const LayerWeights& layer, char* residual, int32_t num_t
                .norm_eps = spec_.norm_eps,
                .y = gated_,
                .num_tokens = num_tokens,
+               .spare_rows = spare_rows,
                .silu_mul = true},
               stream_);
-  add_projection(layer.down, gated_, residual, num_tokens);
+  add_projection(layer.down, gated_, residual, num_tokens, spare_rows);
 }
 
 void Decoder::add_projection(const ops::LinearWeight& weight, const char* x, char* residual,
-                             int32_t num_tokens) {
+                             int32_t num_tokens, int32_t spare_rows) {
   ops_.linear(ops_.self,
-              {.x = x, .weight = &weight, .y = residual, .num_tokens = num_tokens, .add = true},
+              {.x = x,
+               .weight = &weight,
+               .y = residual,
+               .num_tokens = num_tokens,
+               .spare_rows = spare_rows,
+               .add = true},
               stream_);
 }
 
@@ -207,11 +215,12 @@ void Decoder::run() {
             stream_);
 
   const int32_t last = spec_.num_layers - 1;
+  const int32_t spare_rows = limits_.max_tokens - num_tokens;
   for (int32_t i = 0; i < last; ++i) {
     const LayerWeights& layer = weights_.layers[static_cast<size_t>(i)];
     attention_block(layer, i, num_tokens);
-    add_projection(layer.o, attended_, residual_, num_tokens);
-    mlp_block(layer, residual_, num_tokens);
+    add_projection(layer.o, attended_, residual_, num_tokens, spare_rows);
+    mlp_block(layer, residual_, num_tokens, spare_rows);
   }
   // After the last attention only the rows whose logits are wanted matter.
   const LayerWeights& layer = weights_.layers[static_cast<size_t>(last)];
@@ -219,8 +228,9 @@ void Decoder::run() {
   if (num_rows_ == 0) return;
   gather_rows(residual_, row_residual_, spec_.hidden_size);
   gather_rows(attended_, q_, spec_.num_heads * spec_.head_dim);
-  add_projection(layer.o, q_, row_residual_, num_rows_);
-  mlp_block(layer, row_residual_, num_rows_);
+  const int32_t spare_of_rows = limits_.max_rows - num_rows_;
+  add_projection(layer.o, q_, row_residual_, num_rows_, spare_of_rows);
+  mlp_block(layer, row_residual_, num_rows_, spare_of_rows);
 }
 
 float* Decoder::logits(int32_t begin, int32_t count) {

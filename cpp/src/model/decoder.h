@@ -68,9 +68,9 @@ class Decoder {
   struct Layout;
   ops::QkvParams qkv_params(const LayerWeights& layer, int32_t index) const;
   void attention_block(const LayerWeights& layer, int32_t index, int32_t num_tokens);
-  void mlp_block(const LayerWeights& layer, char* residual, int32_t num_tokens);
+  void mlp_block(const LayerWeights& layer, char* residual, int32_t num_tokens, int32_t spare_rows);
   void add_projection(const ops::LinearWeight& weight, const char* x, char* residual,
-                      int32_t num_tokens);
+                      int32_t num_tokens, int32_t spare_rows);
 
   const ModelSpec& spec_;
   const Weights& weights_;

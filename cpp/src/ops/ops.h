@@ -40,6 +40,7 @@ struct LinearParams {
   float norm_eps = 1e-6F;
   void* y = nullptr;  // [T][N], or [T][N / 2] with silu_mul
   int32_t num_tokens = 0;
+  int32_t spare_rows = 0;  // of x and y behind the tokens': may be read and overwritten
   bool silu_mul = false;
   bool add = false;  // y += instead of y = (the residual stream); y of act_dtype, not gated
   bool float_output = false;  // y is float32 whatever act_dtype is (logits)
