@@ -28,6 +28,7 @@ void test_shape(Report& report, const Product& product, const Shape& s) {
     }
     for (const int m : counts) {
       if (use.float_output && m > kStreamTokens) continue;
+      if (s.n > 10000 && m % 16 > 1) continue;  // the host's time
       if (use.float_output) {
         check_product<T, float>(report, product, layer, s, use, m);
       } else {
