@@ -11,7 +11,7 @@ using int4::wgmma::Plan;
 
 constexpr int kMaxSplit = 8;
 constexpr int kMinSteps = 2;  // of a thread block
-constexpr int kFewSteps = 6;  // with fewer a smaller cut takes less time
+constexpr int kFewSteps = 8;  // of one of two thread blocks on a multiprocessor
 
 int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -34,29 +34,27 @@ Plan plan_fewest(const ops::LinearWeight& w, int tokens) {
   plan.token_tiles = 1;
   plan.tiles = ceil_div(w.out_features, plan.rows);
   const int slots = 2 * sms;
-  plan.split = std::clamp(slots / plan.tiles, 1, most_split(plan));
-  plan.per_sm = 2;
-  if (plan.split > 1 && plan.k_blocks / plan.split < kFewSteps) {
-    plan.per_sm = 1;
-    plan.split = std::clamp(sms / plan.tiles, 1, most_split(plan));
-  }
+  const int alone = std::clamp(sms / plan.tiles, 1, most_split(plan));
+  const int both =
+      std::clamp(std::min(slots / plan.tiles, plan.k_blocks / kFewSteps), 1, kMaxSplit);
+  plan.split = std::max(alone, both);
+  plan.per_sm = plan.split > both || (plan.split == alone && alone > 1) ? 1 : 2;
   plan.whole = plan.split > 1 ? 0 : plan.tiles;
   plan.blocks = std::min(plan.per_sm * sms, plan.tiles * plan.split);
   if (plan.split == 1 && plan.tiles < slots) {
-    plan.per_sm = 2;
     plan.cut = cut_of(plan, slots - plan.tiles);
-    plan.blocks = plan.cut > 0 ? slots : plan.tiles;
+    if (plan.cut > 0) plan.blocks = slots;
   }
   return plan;
 }
 
 /// Up to 128 tokens: one round of tiles. The cut along K depends on the layer alone.
-Plan plan_few(const ops::LinearWeight& w) {
+Plan plan_few(const ops::LinearWeight& w, int tokens) {
   const int sms = device_info().sms;
   Plan best;
   double best_cost = 0.0;
   for (const int rows : {256, 192, 128}) {
-    Plan plan{.rows = rows, .tokens = 128};
+    Plan plan{.rows = rows, .tokens = tokens <= 96 ? 96 : 128};
     plan.k_blocks = ceil_div(w.in_features, int4::wgmma::kDepth);
     plan.token_tiles = 1;
     plan.tiles = ceil_div(w.out_features, rows);
@@ -128,7 +126,8 @@ Plan plan_many(const ops::LinearWeight& w, int tokens) {
 }
 
 Plan make_plan(const ops::LinearWeight& w, int tokens) {
-  return tokens <= 64 ? plan_fewest(w, tokens) : tokens <= 128 ? plan_few(w) : plan_many(w, tokens);
+  if (tokens <= 64) return plan_fewest(w, tokens);
+  return tokens <= 128 ? plan_few(w, tokens) : plan_many(w, tokens);
 }
 
 }  // namespace

@@ -87,6 +87,11 @@ void dispatch(const ops::LinearParams& p, const Plan& plan, const stream::Parts&
     return plan.per_sm == 2 ? with_groups<T, 64, 4, 2>(p, plan, parts, stream)
                             : with_groups<T, 64, 8, 1>(p, plan, parts, stream);
   }
+  if (plan.tokens == 96) {
+    if (plan.rows == 256) return with(Sizes<4, 96, 5, false>{});
+    if (plan.rows == 192) return with(Sizes<3, 96, 5, false>{});
+    return with(Sizes<2, 96, 6, false>{});
+  }
   if (plan.pair) {
     if (plan.rows == 192 && plan.tokens == 128) return with(Sizes<3, 128, 4, false, 1, true>{});
     if (plan.rows == 192) return with(Sizes<3, 192, 3, false, 1, true>{});

@@ -20,7 +20,7 @@ constexpr int kDepth = 128;  // columns of W in a step
 
 struct Plan {
   int rows = 0;         // of a tile: 128, 192 or 256
-  int tokens = 0;       // of a tile: 32, 64, 128, 192 or 256
+  int tokens = 0;       // of a tile: 32, 64, 96, 128, 192 or 256
   int token_tiles = 0;  // tile t has tokens of t % token_tiles and rows of t / token_tiles
   int tiles = 0;
   int whole = 0;     // tiles [0, whole) are computed by one thread block each

@@ -85,7 +85,7 @@ int main(int argc, char** /*argv*/) {
   std::vector<test::Shape> shapes = {{72, 72, 72, false}, {144, 288, 32, true}};
   const test::Shape cut = {17000, 1024, 128, false};  // more than 128 rows a multiprocessor
   if (!small) {
-    tokens = {17, 24, 32, 48, 64, 65, 118, 128, 129, 152, 256, 300, 512, 1024};
+    tokens = {17, 24, 32, 48, 64, 65, 96, 118, 128, 129, 152, 256, 300, 512, 1024};
     const test::Shape more[] = {
         {1000, 896, 128, false},  {896, 4864, 64, false},   {4096, 1024, 32, false},
         {512, 11008, 128, false}, {20008, 328, 328, false}, {40008, 192, 64, false},
