@@ -216,6 +216,10 @@ def test_a_seed_gives_the_same_tokens_whatever_else_runs(engines: Engines) -> No
 
 def test_continuations_have_their_own_streams_of_the_seed(engines: Engines) -> None:
     engine = engines.mixed["roomy"]
+    if not devices.of(engine).exact:
+        # Else the first call alone would compute the block that the others find in the cache, in
+        # another chunk, and a draw between two tokens can hang on the rounding of its keys.
+        sampled(engine, TEXT[:70], random_seed=0)
     four = sampled(engine, TEXT[:70], random_seed=3, n=4)
     assert len({tuple(ids) for ids in four}) == 4
     assert sampled(engine, TEXT[:70], random_seed=3, n=2) == four[:2]
