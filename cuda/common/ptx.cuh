@@ -46,6 +46,15 @@ __device__ __forceinline__ uint64_t evict_normal_policy() {
   asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;\n" : "=l"(policy));
   return policy;
 }
+/// One thread: waits until the counter has reached `count`. What was written before the additions,
+/// behind a fence, is seen after it.
+__device__ __forceinline__ void wait_for_count(const int* counter, int count) {
+  int there = 0;
+  do {
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(there) : "l"(counter) : "memory");
+  } while (there < count);
+}
+
 /// Adds one and returns what there was. What this thread, or before a barrier another one of its
 /// block, has written is seen by whoever reads the sum of this or a later addition so.
 __device__ __forceinline__ int atomic_increment_acq_rel(int* counter) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/cluster.cuh"
+#include "common/ptx.cuh"
 #include "linear/int4_segment.cuh"
 #include "linear/stream_exchange.cuh"
 #include "linear/stream_store.cuh"
@@ -55,10 +56,7 @@ __device__ __forceinline__ void add_tail(const stream::Parts& parts, int tile,
                                          float (&sums)[kVectors][4]) {
   if (threadIdx.x == 0) {
     int* counter = parts.counters + tile;
-    int there = 0;
-    do {
-      asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(there) : "l"(counter) : "memory");
-    } while (there == 0);
+    wait_for_count(counter, 1);
     *counter = 0;
   }
   named_sync(1, kConsumers);

@@ -2,6 +2,7 @@
 // thread blocks that share a tile, or handed to one of them.
 #pragma once
 
+#include "common/ptx.cuh"
 #include "linear/int4_mma_shape.cuh"
 
 namespace treadle::cuda::int4::mma {
@@ -18,13 +19,6 @@ __device__ __forceinline__ void add(float4 v, float (&sums)[4]) {
   sums[1] += v.y;
   sums[2] += v.z;
   sums[3] += v.w;
-}
-
-__device__ __forceinline__ void wait_for(const int* counter, int count) {
-  int there = 0;
-  do {
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(there) : "l"(counter) : "memory");
-  } while (there < count);
 }
 
 /// The largest divisor of n that is not above `most`.
@@ -61,7 +55,7 @@ class Handover {
   __device__ __forceinline__ void add_up(int last, float (&acc)[S::kTiles][S::kVectors][4]) const {
     if (threadIdx.x == 0) {
       int* counter = a_.parts.counters + head_;
-      wait_for(counter, last - head_);
+      wait_for_count(counter, last - head_);
       *counter = 0;
     }
     __syncthreads();
@@ -163,7 +157,7 @@ __device__ __forceinline__ void exchange(const Args& a, int tile,
   if (threadIdx.x == 0) {
     __threadfence();
     atomicAdd(counter, 1);
-    wait_for(counter, a.plan.split);
+    wait_for_count(counter, a.plan.split);
   }
   __syncthreads();
   constexpr int kPieces = S::kPieces;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "common/mbarrier.cuh"
+#include "common/ptx.cuh"
 #include "linear/stream_plan.h"
 
 namespace treadle::cuda::stream {
@@ -34,13 +35,7 @@ class Exchange {
     if (threadIdx.x == 0) {
       __threadfence();
       atomicAdd(counter_, 1);
-      int there = 0;
-      do {
-        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n"
-                     : "=r"(there)
-                     : "l"(counter_)
-                     : "memory");
-      } while (there < split_);
+      wait_for_count(counter_, split_);
     }
     named_sync(1, kConsumers);
   }

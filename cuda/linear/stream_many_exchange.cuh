@@ -4,6 +4,7 @@
 #pragma once
 
 #include "common/mbarrier.cuh"
+#include "common/ptx.cuh"
 #include "linear/stream_plan.h"
 #include "linear/stream_store.cuh"
 
@@ -78,13 +79,7 @@ struct Exchange {
     if (threadIdx.x == 0) {
       __threadfence();
       atomicAdd(counter, 1);
-      int there = 0;
-      do {
-        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n"
-                     : "=r"(there)
-                     : "l"(counter)
-                     : "memory");
-      } while (there < kSplit);
+      wait_for_count(counter, kSplit);
     }
     named_sync(1, kConsumers);
   }

@@ -1,4 +1,4 @@
-// Stands in for stream_f16.cu and stream_bf16.cu in a build without Hopper's instruction set.
+// Stands in for stream_*_f16.cu and stream_*_bf16.cu in a build without Hopper's instruction set.
 #include "linear/stream_many_plan.h"
 #include "linear/stream_plan.h"
 #include "treadle/error.h"

@@ -29,36 +29,17 @@ void test_invariance(Report& report, const Product& product, const Shape& s) {
 }
 
 /// Products that overlap and depend on each other, replayed.
-void test_chain(Report& report, const Product& product, int m, bool small) {
+void test_chain(Report& report, const StreamWorkspace& workspace, int m, bool small) {
   const int width = small ? 128 : 1024;
   const int inner = small ? 320 : 2816;
   const Layer up({2 * inner, width, 128, true}, false);
   const Layer down({width, inner, 64, false}, false);
-  Array<__half> start(size_t(m) * width);
-  start.fill(5, 0.5F);
-  Array<__half> values(size_t(m) * width);
-  Array<__half> h(size_t(m) * inner);
-  const StreamHandle stream = make_stream();
-  const StreamWorkspace workspace;
-  const auto body = [&](bool wait) {
-    check(cudaMemcpyAsync(values.get(), start.get(), start.bytes(), cudaMemcpyDeviceToDevice,
-                          stream.get()),
-          "copy");
-    for (int i = 0; i < (small ? 2 : 6); ++i) {
-      int4_mma({.x = values.get(),
-                .weight = &up.weight,
-                .y = h.get(),
-                .num_tokens = m,
-                .silu_mul = true},
-               DType::kF16, workspace, stream.get());
-      if (wait) check(cudaStreamSynchronize(stream.get()), "wait");
-      int4_mma(
-          {.x = h.get(), .weight = &down.weight, .y = values.get(), .num_tokens = m, .add = true},
-          DType::kF16, workspace, stream.get());
-      if (wait) check(cudaStreamSynchronize(stream.get()), "wait");
-    }
-  };
-  check_replays(report, stream, values, h, body, small ? 2 : 20);
+  check_replayed_layers(
+      report, up.weight, down.weight, m,
+      [&](const ops::LinearParams& p, cudaStream_t stream) {
+        int4_mma(p, DType::kF16, workspace, stream);
+      },
+      small ? 2 : 6, small ? 2 : 20);
 }
 
 }  // namespace
@@ -103,6 +84,6 @@ int main(int argc, char** /*argv*/) {
     test::test_invariance(report, product, {20096, 512, 128, false});
     test::test_invariance(report, product, {6144, 1024, 128, false});
   }
-  for (const int m : {40, 300}) test::test_chain(report, product, m, small);
+  for (const int m : {40, 300}) test::test_chain(report, workspace, m, small);
   return report.finish("int4_mma_test");
 }

@@ -36,30 +36,12 @@ void test_chain(Report& report, const StreamWorkspace& workspace, int m, bool sm
   const int inner = small ? 320 : 2816;
   const Layer up({2 * inner, width, 128, true}, false);
   const Layer down({width, inner, 64, false}, false);
-  Array<__half> start(size_t(m) * width);
-  start.fill(5, 0.5F);
-  Array<__half> values(size_t(m) * width);
-  Array<__half> h(size_t(m) * inner);
-  const StreamHandle stream = make_stream();
-  const auto body = [&](bool wait) {
-    check(cudaMemcpyAsync(values.get(), start.get(), start.bytes(), cudaMemcpyDeviceToDevice,
-                          stream.get()),
-          "copy");
-    for (int i = 0; i < (small ? 2 : 6); ++i) {
-      int4_wgmma({.x = values.get(),
-                  .weight = &up.weight,
-                  .y = h.get(),
-                  .num_tokens = m,
-                  .silu_mul = true},
-                 DType::kF16, workspace, stream.get());
-      if (wait) check(cudaStreamSynchronize(stream.get()), "wait");
-      int4_wgmma(
-          {.x = h.get(), .weight = &down.weight, .y = values.get(), .num_tokens = m, .add = true},
-          DType::kF16, workspace, stream.get());
-      if (wait) check(cudaStreamSynchronize(stream.get()), "wait");
-    }
-  };
-  check_replays(report, stream, values, h, body, small ? 2 : 20);
+  check_replayed_layers(
+      report, up.weight, down.weight, m,
+      [&](const ops::LinearParams& p, cudaStream_t stream) {
+        int4_wgmma(p, DType::kF16, workspace, stream);
+      },
+      small ? 2 : 6, small ? 2 : 20);
 }
 
 }  // namespace

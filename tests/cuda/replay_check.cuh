@@ -8,6 +8,7 @@
 #include "common/check.h"
 #include "common/handles.h"
 #include "device_array.cuh"
+#include "ops/ops.h"
 
 namespace treadle::cuda::testing {
 
@@ -36,6 +37,35 @@ void check_replays(Report& report, const StreamHandle& stream, Array<T>& result,
     report.check(std::memcmp(got.data(), want.data(), result.bytes()) == 0,
                  "a replayed chain differs from its products one by one");
   }
+}
+
+/// The same of a gated layer (`up`, [2 * inner][width]) and one that adds to its input (`down`), in
+/// turns. `multiply(params, stream)` queues a product.
+template <class Multiply>
+void check_replayed_layers(Report& report, const ops::LinearWeight& up,
+                           const ops::LinearWeight& down, int m, const Multiply& multiply,
+                           int rounds = 6, int runs = 20) {
+  Array<__half> start(size_t(m) * size_t(up.in_features));
+  start.fill(5, 0.5F);
+  Array<__half> values(start.count());
+  Array<__half> h(size_t(m) * size_t(down.in_features));
+  const StreamHandle stream = make_stream();
+  const auto body = [&](bool wait) {
+    check(cudaMemcpyAsync(values.get(), start.get(), start.bytes(), cudaMemcpyDeviceToDevice,
+                          stream.get()),
+          "copy");
+    for (int i = 0; i < rounds; ++i) {
+      for (const ops::LinearParams& p :
+           {ops::LinearParams{
+                .x = values.get(), .weight = &up, .y = h.get(), .num_tokens = m, .silu_mul = true},
+            ops::LinearParams{
+                .x = h.get(), .weight = &down, .y = values.get(), .num_tokens = m, .add = true}}) {
+        multiply(p, stream.get());
+        if (wait) check(cudaStreamSynchronize(stream.get()), "wait");
+      }
+    }
+  };
+  check_replays(report, stream, values, h, body, runs);
 }
 
 }  // namespace treadle::cuda::testing

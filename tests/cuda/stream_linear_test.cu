@@ -73,35 +73,14 @@ void test_refusals(Report& report) {
 
 /// Products that overlap and depend on each other, replayed.
 void test_chain(Report& report, const StreamWorkspace& workspace) {
-  const int m = 40;
   const int width = 1024;
   const int inner = 2816;
   const Layer<__half> up({2 * inner, width, true}, false);
   const Layer<__half> down({width, inner, false}, false);
-  Array<__half> start(size_t(m) * width);
-  start.fill(5, 0.5F);
-  Array<__half> values(size_t(m) * width);
-  Array<__half> h(size_t(m) * inner);
-  const StreamHandle stream = make_stream();
-  const auto body = [&](bool wait) {
-    check(cudaMemcpyAsync(values.get(), start.get(), start.bytes(), cudaMemcpyDeviceToDevice,
-                          stream.get()),
-          "copy");
-    for (int i = 0; i < 6; ++i) {
-      stream_linear({.x = values.get(),
-                     .weight = &up.weight,
-                     .y = h.get(),
-                     .num_tokens = m,
-                     .silu_mul = true},
-                    DType::kF16, workspace, stream.get());
-      if (wait) check(cudaStreamSynchronize(stream.get()), "wait");
-      stream_linear(
-          {.x = h.get(), .weight = &down.weight, .y = values.get(), .num_tokens = m, .add = true},
-          DType::kF16, workspace, stream.get());
-      if (wait) check(cudaStreamSynchronize(stream.get()), "wait");
-    }
-  };
-  check_replays(report, stream, values, h, body);
+  check_replayed_layers(report, up.weight, down.weight, 40,
+                        [&](const ops::LinearParams& p, cudaStream_t stream) {
+                          stream_linear(p, DType::kF16, workspace, stream);
+                        });
 }
 
 }  // namespace
